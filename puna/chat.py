@@ -1,0 +1,117 @@
+"""The nouns of a conversation, and the one interface to something that answers.
+
+Curation, tools, safety, evaluation and post-training see a model only as a `Generator`: our engine, a remote server
+that speaks OpenAI's protocol, or a scripted stub in a test are all one to them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Role = Literal["system", "user", "assistant", "ipython"]
+Dialect = Literal["json", "builtin", "python"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """One call that an assistant makes.
+
+    `dialect` is how it is written: `json` is Llama 3.1's zero-shot form `{"name": …, "parameters": …}`, `builtin` is
+    `brave_search.call(query="…")`, `python` is source for the code interpreter (then `name` is `code_interpreter` and
+    `arguments` is `{"code": …}`).
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    dialect: Dialect = "json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One message. `ipython` is the role of a tool's result, as in Llama 3.1.
+
+    An assistant message that calls a tool has `tool_calls`; `content` then is any text beside the call.
+    """
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+Dialog = tuple[Message, ...]
+
+
+def system(content: str) -> Message:
+    return Message(role="system", content=content)
+
+
+def user(content: str) -> Message:
+    return Message(role="user", content=content)
+
+
+def assistant(content: str = "", *calls: ToolCall) -> Message:
+    return Message(role="assistant", content=content, tool_calls=calls)
+
+
+def tool_result(content: str) -> Message:
+    return Message(role="ipython", content=content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy; a `seed` makes a request repeatable whatever runs beside it."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    min_p: float = 0.0  # keep tokens with at least this share of the likeliest token's probability
+    seed: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Something to be answered: a dialog (rendered in the model's chat format) or a raw `prompt` to continue."""
+
+    dialog: Dialog = ()
+    prompt: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """An answer: its `message` (tool calls parsed), its raw `text`, and why it ended.
+
+    `finish_reason`: `stop` (the model ended it, or a stop string did), `length` (max_tokens or the context was full),
+    `tool_calls` (it asks for a tool). `logprob` is the sum over the drawn tokens, in nats, under the model at
+    temperature 1.
+    """
+
+    message: Message
+    text: str
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    logprob: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """A text whose likelihood is asked for, after a raw `context` or, with a dialog, as the assistant's next message."""
+
+    text: str
+    context: str = ""
+    dialog: Dialog = ()
+
+
+class Generator(Protocol):
+    """Something that answers."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion per request, in order. Requests may be served together; results do not depend on it."""
+        ...
+
+    def score(self, continuations: Sequence[Continuation]) -> list[float]:
+        """The log-likelihood of each continuation's text, in nats, in order."""
+        ...
