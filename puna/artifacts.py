@@ -33,9 +33,19 @@ import xxhash
 from puna import __version__, config
 from puna.errors import ArtifactError, DataError
 
-KINDS = (
-    "documents tokenizer tokens checkpoint dialogs preferences quantised fit plan evaluation report".split()
-)
+KINDS = [
+    "documents",
+    "tokenizer",
+    "tokens",
+    "checkpoint",
+    "dialogs",
+    "preferences",
+    "quantised",
+    "fit",
+    "plan",
+    "evaluation",
+    "report",
+]
 MANIFEST = "manifest.json"
 BEGUN = ".begun.json"
 WORK = "work"
@@ -94,18 +104,14 @@ def _verified(path: Path, _mtime_ns: int, size: int, digest: str) -> None:
     if actual != size:
         raise ArtifactError(f"{path} has {actual:,} bytes, its manifest says {size:,}", hint=_REMAKE)
     if hash_file(path) != digest:
-        raise ArtifactError(
-            f"{path} is damaged: its content does not match the hash in the manifest", hint=_REMAKE
-        )
+        raise ArtifactError(f"{path} is damaged: its content does not match the hash in the manifest", hint=_REMAKE)
 
 
 def load(path: Path | str, *kinds: str) -> Artifact:
     """The artifact at `path`. Raises `ArtifactError` if there is none, or it is of none of `kinds` (any, if not given)."""
     path = Path(path)
     if not path.exists():
-        raise ArtifactError(
-            f"{path} does not exist", hint="check the spelling; stages write where `out` says"
-        )
+        raise ArtifactError(f"{path} does not exist", hint="check the spelling; stages write where `out` says")
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         begun = (path / BEGUN).is_file()
@@ -122,9 +128,7 @@ def load(path: Path | str, *kinds: str) -> Artifact:
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{manifest_path} cannot be read: {error!r}", hint=_REMAKE) from None
     if kinds and found not in kinds:
-        raise ArtifactError(
-            f"{path} is of kind {found!r}", hint=f"this needs kind {' or '.join(map(repr, kinds))}"
-        )
+        raise ArtifactError(f"{path} is of kind {found!r}", hint=f"this needs kind {' or '.join(map(repr, kinds))}")
     return artifact
 
 

@@ -63,9 +63,7 @@ def override(config: C, assignments: Iterable[str]) -> C:
     """
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        require(
-            bool(equals), f"{assignment!r} is not a setting", hint="write settings as name=value, e.g. seed=1"
-        )
+        require(bool(equals), f"{assignment!r} is not a setting", hint="write settings as name=value, e.g. seed=1")
         config = _replace(config, path.split("."), text, path)
     return config
 
@@ -126,9 +124,7 @@ def _parse(annotation: Any, text: str, name: str) -> Any:
     if Path in options:
         return Path(text)
     if any(dataclasses.is_dataclass(o) for o in options):
-        raise ConfigError(
-            f"{name!r} is a group of settings", hint=f"set one of its fields: {name}.FIELD=VALUE"
-        )
+        raise ConfigError(f"{name!r} is a group of settings", hint=f"set one of its fields: {name}.FIELD=VALUE")
     container = next((o for o in options if typing.get_origin(o) is tuple), None)
     if container is not None and not text.startswith("["):
         text = json.dumps([_number_or_text(t) for t in text.split(",") if t])

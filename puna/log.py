@@ -73,9 +73,7 @@ class Progress:
 
 
 @contextmanager
-def progress(
-    label: str, total: float | None = None, *, unit: str = "items", done: float = 0
-) -> Iterator[Progress]:
+def progress(label: str, total: float | None = None, *, unit: str = "items", done: float = 0) -> Iterator[Progress]:
     """A long task with `total` units of work, of which `done` were finished by an earlier run."""
     task = Progress(label, total, unit, done)
     if sys.stderr.isatty():
