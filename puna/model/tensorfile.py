@@ -1,0 +1,166 @@
+"""Weights on disk: the safetensors format, read and written a piece at a time.
+
+    8 bytes, little-endian    n, the length of the header
+    n bytes of JSON           {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, ..., "__metadata__": {..}}
+    the tensors               row-major bytes, without gaps, offsets counted from here
+
+The format's own library maps a whole file into memory or asks for all tensors at once. Here a reader fetches rows and
+a writer takes one tensor after the other, so that loading or saving a model needs the model's memory and not twice
+that; and a short or scribbled file is a message to the user instead of a crash. No code is ever executed.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from puna.artifacts import replacing
+from puna.errors import ArtifactError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+_ALIGNMENT = 8
+_HINT = "the file is damaged or was not copied completely: fetch it again, or run its stage again"
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies in its file: `begin` counts bytes from the file's start."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one index of the first dimension."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class TensorFile:
+    """One safetensors file, open for reading. Use as a context.
+
+    Raises `ArtifactError` where the content is not what the header promises.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = path.open("rb")
+        try:
+            self.entries, self.metadata = _read_header(path, self._file)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows `start` to `stop` of a tensor, in memory of its own."""
+        entry = self.entries[name]
+        if not entry.shape:
+            return self._take(entry.begin, entry.dtype, ())
+        stop = entry.shape[0] if stop is None else min(stop, entry.shape[0])
+        return self._take(entry.begin + start * entry.row_bytes, entry.dtype, (stop - start, *entry.shape[1:]))
+
+    def _take(self, begin: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        taken = torch.empty(shape, dtype=dtype)
+        if taken.numel():
+            self._file.seek(begin)
+            wanted = memoryview(taken.reshape(-1).view(torch.uint8).numpy())
+            if self._file.readinto(wanted) != len(wanted):
+                raise ArtifactError(f"{self.path} ended while it was read", hint=_HINT)
+        return taken
+
+
+def _read_header(path: Path, file) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    size = path.stat().st_size
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= min(size - 8, _MOST_HEADER_BYTES):
+        raise ArtifactError(f"{path} is not a safetensors file, or was cut off in its header", hint=_HINT)
+    try:
+        header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        entries = {name: _entry(path, name, record, 8 + length) for name, record in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"the header of {path} cannot be read: {error!r}", hint=_HINT) from None
+    end = max((e.begin + e.bytes for e in entries.values()), default=8 + length)
+    if end > size:
+        raise ArtifactError(f"{path} is cut off: it has {size:,} bytes, its tensors need {end:,}", hint=_HINT)
+    return entries, metadata
+
+
+def _entry(path: Path, name: str, record: Mapping, data: int) -> TensorEntry:
+    if record["dtype"] not in DTYPES:
+        hint = f"convert it first; read here: {', '.join(DTYPES)}"
+        raise ArtifactError(f"{path}: tensor {name!r} is of type {record['dtype']!r}", hint=hint)
+    begin, end = record["data_offsets"]
+    entry = TensorEntry(DTYPES[record["dtype"]], tuple(int(n) for n in record["shape"]), data + int(begin))
+    if begin < 0 or min(entry.shape, default=0) < 0 or end - begin != entry.bytes:
+        raise ArtifactError(f"{path}: tensor {name!r} has a shape and a length that disagree", hint=_HINT)
+    return entry
+
+
+# A tensor to be written: its type and shape are known now, its values are made when it is their turn.
+Pending = tuple[torch.dtype, tuple[int, ...], Callable[[], Tensor]]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, atomically; equal tensors and metadata give equal bytes.
+
+    Wider types come first, then names in order, so that every tensor is aligned to its type.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name in order:
+        dtype, shape, _ = tensors[name]
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            dtype, shape, make = tensors[name]
+            values = make().detach().to("cpu", dtype).contiguous()
+            if tuple(values.shape) != tuple(shape):
+                raise ValueError(f"{name} has shape {tuple(values.shape)}, {tuple(shape)} was announced")
+            file.write(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+
+
+def pending(tensor: Tensor, dtype: torch.dtype | None = None) -> Pending:
+    """A tensor that is there already, to be written as `dtype` (its own by default)."""
+    return dtype or tensor.dtype, tuple(tensor.shape), lambda: tensor
+
+
+def row_pieces(entry: TensorEntry, multiple: int, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that cover a tensor, each of about `piece_bytes` and a multiple of `multiple` rows long."""
+    rows = max(1, piece_bytes // max(1, entry.row_bytes * multiple)) * multiple
+    total = entry.shape[0] if entry.shape else 0
+    for start in range(0, total, rows):
+        yield start, min(start + rows, total)
