@@ -49,6 +49,7 @@ KINDS = [
 MANIFEST = "manifest.json"
 BEGUN = ".begun.json"
 WORK = "work"
+MEASUREMENTS = ("metrics.jsonl",)  # holds speeds, which differ from run to run: kept and hashed, but not identity
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def stage(kind: str) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., 
             if (out / MANIFEST).exists():
                 artifact = load(out)
                 _same(request, artifact.manifest, out)
+                _sweep(out)
                 return artifact
             out.mkdir(parents=True, exist_ok=True)
             if (out / BEGUN).exists():
@@ -200,14 +202,14 @@ def _same(request: dict[str, Any], earlier: dict[str, Any], out: Path) -> None:
 
 
 def _complete(out: Path, request: dict[str, Any], metrics: dict[str, Any], started: float) -> Artifact:
-    shutil.rmtree(out / WORK, ignore_errors=True)
     files = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = path.relative_to(out).as_posix()
-        if name not in (MANIFEST, BEGUN) and not name.endswith(".tmp"):
+        if name not in (MANIFEST, BEGUN) and not name.startswith(f"{WORK}/") and not name.endswith(".tmp"):
             files[name] = {"size": path.stat().st_size, "hash": hash_file(path)}
     inputs = {role: [i["digest"] for i in given] for role, given in request["inputs"].items()}
-    identity = {**request, "inputs": inputs, "files": {name: f["hash"] for name, f in files.items()}}
+    content = {name: f["hash"] for name, f in files.items() if name not in MEASUREMENTS}
+    identity = {**request, "inputs": inputs, "files": content}
     manifest = {
         **request,
         "digest": config.digest(identity),
@@ -219,8 +221,14 @@ def _complete(out: Path, request: dict[str, Any], metrics: dict[str, Any], start
         "seconds": round(time.time() - started, 3),
     }
     write_atomic(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-    (out / BEGUN).unlink(missing_ok=True)
+    _sweep(out)
     return Artifact(out, manifest)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what only an unfinished stage needs (again, if a kill came between the manifest and this)."""
+    (out / BEGUN).unlink(missing_ok=True)
+    shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 def _describe(inputs: Mapping[str, Input], out: Path) -> dict[str, list[dict[str, str]]]:

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from puna.kernels.attention import attention
 from puna.model.sizes import LlamaConfig, RopeScaling
 
 # attend(layer, q (B, T, H, E), k (B, T, K, E), v (B, T, K, E)) -> (B, T, H, E). It owns the mask and any cache: training
@@ -83,7 +84,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotation, attend)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -100,7 +101,7 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         B, T, _ = x.shape
         q = rotate(self.wq(x).view(B, T, -1, self.head_dim), rotation)  # (B, T, H, E)
         k = rotate(self.wk(x).view(B, T, -1, self.head_dim), rotation)  # (B, T, K, E)
@@ -122,7 +123,7 @@ class FeedForward(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 whatever the dtype of `x`."""
+    """x / rms(x) * weight."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -130,9 +131,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
@@ -154,33 +153,21 @@ def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
-def rope_rotation(config: LlamaConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, T, 1, E/2) for `positions` (B, T)."""
+def rope_rotation(config: LlamaConfig, positions: Tensor) -> Tensor:
+    """The turn of each pair at `positions` (B, T) as unit complex numbers, (B, T, 1, E/2)."""
     angles = positions[..., None, None].float() * rope_frequencies(config).to(positions.device)
-    return angles.cos(), angles.sin()
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (2i, 2i+1) of the heads `x` (B, T, heads, E) by its angle."""
-    cos, sin = rotation
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each pair (2i, 2i+1) of the heads `x` (B, T, heads, E): one complex product."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 def attend_with(mask: Tensor | None) -> Attend:
     """Attention within the given tokens: causal if `mask` is None, else where `mask` (B or 1, 1, T, T) is true."""
-
-    def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, E)
-        k, v = grouped(k, q.shape[1]), grouped(v, q.shape[1])
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
-
-    return attend
-
-
-def grouped(x: Tensor, heads: int) -> Tensor:
-    """Repeat key/value heads (B, K, S, E) so that each query head (B, H, ...) has its own."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+    return lambda _layer, q, k, v: attention(q, k, v, mask)
 
 
 def document_mask(documents: Tensor) -> Tensor:
