@@ -115,3 +115,24 @@ class Generator(Protocol):
     def score(self, continuations: Sequence[Continuation]) -> list[float]:
         """The log-likelihood of each continuation's text, in nats, in order."""
         ...
+
+
+def dialog_to_json(dialog: Dialog) -> list[dict[str, Any]]:
+    """A dialog as plain JSON values; an absent list of calls is left out."""
+    return [
+        {"role": m.role, "content": m.content}
+        | ({"tool_calls": [vars(call) for call in m.tool_calls]} if m.tool_calls else {})
+        for m in dialog
+    ]
+
+
+def dialog_from_json(data: Sequence[dict[str, Any]]) -> Dialog:
+    """The dialog that `dialog_to_json` wrote. Raises KeyError or TypeError where it is not one."""
+    return tuple(
+        Message(
+            role=m["role"],
+            content=m["content"],
+            tool_calls=tuple(ToolCall(**call) for call in m.get("tool_calls", ())),
+        )
+        for m in data
+    )

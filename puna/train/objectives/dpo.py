@@ -1,0 +1,156 @@
+"""Direct preference optimisation, as Llama 3 does it (arXiv 2407.21783, 4.1.4; Rafailov et al. 2305.18290).
+
+    loss = -log sigmoid(beta * ((pi_c - ref_c) - (pi_r - ref_r)))  +  nll_share * NLL(chosen) per token
+
+where pi and ref are log-probabilities of the chosen (c) and rejected (r) answers under the model and under the model
+that training starts from. Two changes against plain DPO: header and end tokens are left out of the contrast (they occur
+in both answers, and pushing them up and down at once ends in tails that repeat or stop short), and the chosen answer's
+likelihood is held up by the NLL term, which keeps them. The mask without the NLL term ruins the end token: it is
+refused.
+
+Before the first step pi equals ref, so the loss's contrastive part is ln 2 exactly.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna import chat, log
+from puna.artifacts import Artifact
+from puna.config import require
+from puna.errors import DataError
+from puna.model.llama import Llama
+from puna.tokenizer.bpe import Tokenizer
+from puna.tokenizer.dialog import TokenClass, render
+from puna.train.objectives.rows import Rows, pad, weighted_log_probs
+from puna.train.objectives.sft import read_lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoObjective:
+    """What one step of DPO is made of. The artifact must hold `preferences.jsonl`: prompt, chosen, rejected a line."""
+
+    sequence_length: int = 384  # tokens; a pair with a longer side is left out and counted
+    pairs: int = 16  # per step
+    beta: float = 0.1
+    nll_share: float = 0.2
+    mask_format_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.beta > 0, f"beta={self.beta} must be positive")
+        safe = self.nll_share > 0 or not self.mask_format_tokens
+        hint = "set nll_share=0.2, or mask_format_tokens=false"
+        require(safe, "mask_format_tokens without an NLL term unlearns the end of an answer", hint=hint)
+
+    def data(self, artifact: Artifact, tokenizer: Path, seed: int) -> "DpoData":
+        return DpoData(self, load_pairs(artifact, Tokenizer.load(tokenizer)), seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One answer with its prompt: ids, and for each id whether it is contrasted and whether the NLL counts it."""
+
+    ids: list[int]
+    contrast: list[float]
+    likelihood: list[float]
+
+
+def load_pairs(artifact: Artifact, tokenizer: Tokenizer) -> list[tuple[Side, Side]]:
+    """The (chosen, rejected) pairs of a preferences artifact."""
+    pairs = []
+    for line in read_lines(artifact.file("preferences.jsonl")):
+        prompt = chat.dialog_from_json(line["prompt"])
+        sides = (encode_side(tokenizer, prompt, chat.dialog_from_json(line[s])) for s in ("chosen", "rejected"))
+        pairs.append(tuple(sides))
+    return pairs
+
+
+def encode_side(tokenizer: Tokenizer, prompt: chat.Dialog, answer: chat.Dialog) -> Side:
+    """The tokens of `prompt` + `answer`; only what the assistant says in `answer` counts."""
+    rendered = render(tokenizer, prompt + answer, answer=False)
+    start = len(render(tokenizer, prompt, answer=False).ids)
+    body = [float(i >= start and c == TokenClass.BODY) for i, c in enumerate(rendered.classes)]
+    either = [float(i >= start and c in (TokenClass.BODY, TokenClass.END)) for i, c in enumerate(rendered.classes)]
+    return Side(ids=rendered.ids, contrast=body, likelihood=either)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRows:
+    """A batch of pairs: chosen rows, then rejected rows, and what the reference model gave them."""
+
+    rows: Rows  # (2P, T); its weights are the NLL's
+    contrast: Tensor  # (2P, T) float32
+    reference: Tensor  # (2P,) log-probabilities, nats
+
+
+class DpoData:
+    """Batches of pairs in an order that changes with each epoch, with the reference's log-probabilities beside them."""
+
+    def __init__(self, config: DpoObjective, pairs: list[tuple[Side, Side]], seed: int):
+        self.config, self.seed = config, seed
+        limit = config.sequence_length + 1
+        self.pairs = [p for p in pairs if max(len(s.ids) for s in p) <= limit]
+        too_long = len(pairs) - len(self.pairs)
+        if too_long:
+            log.warn(f"{too_long} of {len(pairs)} pairs are longer than {limit} tokens and are left out")
+        if not self.pairs:
+            raise DataError(f"no preference pair fits into {limit} tokens", hint="raise sequence_length")
+        self.notes = {"pairs": len(self.pairs), "pairs_too_long": too_long}
+        self.reference: Tensor | None = None  # (pairs, 2)
+
+    @torch.no_grad()
+    def prepare(self, model: Llama) -> None:
+        """Let the starting model, which is the reference, score all pairs."""
+        scores = []
+        for first in range(0, len(self.pairs), 32):
+            chunk = self.pairs[first : first + 32]
+            rows, contrast = self._rows(chunk)
+            scores.append(weighted_log_probs(model, rows, contrast[None]).view(2, len(chunk)).t())
+        self.reference = torch.cat(scores)
+
+    def batch(self, step: int) -> PairRows:
+        chosen = self._indices(step)
+        rows, contrast = self._rows([self.pairs[i] for i in chosen])
+        return PairRows(rows=rows, contrast=contrast, reference=self.reference[chosen].t().reshape(-1))
+
+    def validation(self) -> list:
+        return []
+
+    def loss(self, model: Llama, batch: PairRows) -> tuple[Tensor, dict[str, float]]:
+        """The loss above, and the share of pairs ranked right and the change of the chosen answers' likelihood."""
+        both = torch.stack((batch.contrast, batch.rows.weights))
+        contrast, likelihood = weighted_log_probs(model, batch.rows, both)
+        change = contrast - batch.reference
+        chosen, rejected = change.chunk(2)
+        P = len(chosen)
+        contrastive = -F.logsigmoid(self.config.beta * (chosen - rejected)).mean()
+        nll = -likelihood[:P].sum() / batch.rows.weights[:P].sum()
+        notes = {
+            "contrastive": contrastive.item(),
+            "nll": nll.item(),
+            "ranked_right": (chosen > rejected).float().mean().item(),
+            "chosen_change": chosen.mean().item(),
+        }
+        return contrastive + self.config.nll_share * nll, notes
+
+    def _indices(self, step: int) -> list[int]:
+        count, size = len(self.pairs), self.config.pairs
+        orders: dict[int, np.ndarray] = {}
+        indices = []
+        for i in range(step * size, (step + 1) * size):
+            epoch = i // count
+            if epoch not in orders:
+                orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(count)
+            indices.append(int(orders[epoch][i % count]))
+        return indices
+
+    def _rows(self, pairs: list[tuple[Side, Side]]) -> tuple[Rows, Tensor]:
+        sides = [c for c, _ in pairs] + [r for _, r in pairs]
+        rows = pad([(s.ids, s.likelihood) for s in sides], fill=0)
+        masked = self.config.mask_format_tokens
+        contrast = pad([(s.ids, s.contrast if masked else s.likelihood) for s in sides], fill=0).weights
+        return rows, contrast
