@@ -1,0 +1,262 @@
+"""An invented world, drawn from a seed: what a small model can be taught, and tested on, without any doubt about what it
+has read.
+
+Real questions cannot tell knowing from guessing in a model this small, and real corpora cannot promise that an answer
+was never in them. So people with made-up names get a home, a birth year and a job, and each person belongs to one group:
+
+    known      their facts are in the pretraining text, as several short articles in four languages
+    unknown    they are in no text at all: the right answer to any question about them is "I don't know."
+    library    their facts are only in the index that the search tool reads: the answer must be looked up
+
+and within the group to one part: `train` people may be asked about in training dialogues; `dev` people only when a
+choice is made (which checkpoint, which threshold); `eval` people only in the final evaluation. A known person of the
+eval part is thus read about in pretraining and never asked about before the evaluation.
+
+All groups draw first and last names from the same two pools. Every name part of an unknown person also belongs to
+known ones, so there is no surface cue, and no token, that tells the groups apart: only the pair does.
+
+The world also owns the invented words: what constraints are about and what functions are called, two syllables each,
+divided among the parts in the same way. Each is said in one way and used for one purpose only.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from puna import config as configuration
+from puna.artifacts import Artifact, stage, write_atomic
+from puna.config import require
+from puna.curation.documents import Document, write_documents
+from puna.posttrain.languages import JOBS, LANGUAGES, RELATIONS, STATEMENTS, job_in
+
+Group = Literal["known", "unknown", "library"]
+Part = Literal["train", "dev", "eval"]
+PARTS: tuple[Part, ...] = ("train", "dev", "eval")
+
+CONSONANTS, VOWELS = "bdfgklmnprstvz", "aiou"
+PLACE_ENDINGS = ("mar", "dor", "vik", "stad", "lund", "berg")
+# Real or rude words that the syllables can spell.
+AVOID = frozenset(
+    "data sudo mini logo solo info puta puto nazi popo pipi kaka kuku dodo toto tutu papa mama baba bobo gaga lolo lulu "
+    "loli milf fagu paki dago gook moto foto auto visa pasa puma tuna luna lima roma mafi zulu sofa soda sumo judo "
+    "radio video pasta total final local signal".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """How large the world is."""
+
+    seed: int = 0
+    known: int = 300  # people in the pretraining text
+    unknown: int = 600  # people in no text; many, or a model learns the list of names to refuse
+    library: int = 300  # people in the search index only
+    first_names: int = 60
+    last_names: int = 80
+    places: int = 24
+    years: int = 40  # birth years, from 1940
+    words: int = 1000  # invented words that constraints and one-liners are about
+    functions: int = 1000  # invented names of functions
+    train_share: float = 0.5  # of the people of each group
+    dev_share: float = 0.1  # likewise; the rest is for evaluation
+
+    def __post_init__(self) -> None:
+        people = self.known + self.unknown + self.library
+        room = self.first_names * self.last_names // 2
+        require(
+            people <= room,
+            f"{people} people need more names: {self.first_names} first and {self.last_names} last names give {room}",
+            hint="raise first_names or last_names",
+        )
+        require(self.first_names <= 400, f"first_names={self.first_names} is above 400, which the syllables give")
+        require(self.last_names <= 800, f"last_names={self.last_names} is above 800, which the syllables give")
+        require(4 <= self.places <= 600, f"places={self.places} must be between 4 and 600")
+        require(4 <= self.years <= 60, f"years={self.years} must be between 4 and 60")
+        words = self.words + self.functions
+        require(words <= 2800, f"words + functions = {words} is above 2800, which the syllables give")
+        require(
+            0 < self.train_share and 0 < self.dev_share and self.train_share + self.dev_share < 1,
+            f"train_share={self.train_share} and dev_share={self.dev_share} leave nothing for evaluation",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Somebody who never was, and the three facts about them."""
+
+    name: str
+    group: Group
+    part: Part
+    place: str
+    year: int
+    job: str  # the English word; `languages.job_in` has the others
+
+    def value(self, relation: str, language: str) -> str:
+        """The value of one fact, as that language writes it."""
+        return job_in(self.job, language) if relation == "job" else str(getattr(self, relation))
+
+    def statement(self, relation: str, language: str, form: int = 0) -> str:
+        """One fact as a sentence."""
+        text = STATEMENTS[language][relation][form]
+        return text.format(name=self.name, value=self.value(relation, language))
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Everything that was drawn. `words` and `functions` are divided among the parts."""
+
+    seed: int
+    people: tuple[Person, ...]
+    places: tuple[str, ...]
+    years: tuple[int, ...]
+    words: dict[str, tuple[str, ...]]
+    functions: dict[str, tuple[str, ...]]
+
+    def of(self, group: Group, *parts: Part) -> tuple[Person, ...]:
+        """The people of a group and, if given, of some parts."""
+        return tuple(p for p in self.people if p.group == group and (not parts or p.part in parts))
+
+    def values(self, relation: str, language: str) -> tuple[str, ...]:
+        """All values that a relation can take, as that language writes them."""
+        if relation == "job":
+            return tuple(job_in(job, language) for job in JOBS)
+        return tuple(map(str, self.places if relation == "place" else self.years))
+
+
+def make_world(config: WorldConfig) -> World:
+    """Draw the world of `config`; the same configuration gives the same world."""
+    words = _divide(_words(config), config)
+    functions = _divide(_words(config, skip=config.words), config)
+    places = _names(config, "places", config.places)
+    years = tuple(range(1940, 1940 + config.years))
+    return World(
+        seed=config.seed,
+        people=tuple(_people(config, places, years)),
+        places=places,
+        years=years,
+        words=words,
+        functions=functions,
+    )
+
+
+def _random(config: WorldConfig, purpose: str) -> Random:
+    return Random(f"world/{config.seed}/{purpose}")
+
+
+def _syllable(rng: Random) -> str:
+    return rng.choice(CONSONANTS) + rng.choice(VOWELS)
+
+
+def _names(config: WorldConfig, kind: str, count: int) -> tuple[str, ...]:
+    """Distinct capitalised names whose shape tells what they name: Karis (first), Tolvu (last), Palmar (place)."""
+    rng = _random(config, kind)
+    names: dict[str, None] = {}
+    while len(names) < count:
+        if kind == "first":
+            name = _syllable(rng) + _syllable(rng) + rng.choice("lnrs")
+        elif kind == "last":
+            name = _syllable(rng) + rng.choice("lnrs") + _syllable(rng)
+        else:
+            name = _syllable(rng) + rng.choice("lnr") + rng.choice(PLACE_ENDINGS)
+        if name not in AVOID:
+            names[name.capitalize()] = None
+    return tuple(names)
+
+
+def _words(config: WorldConfig, skip: int = 0) -> list[str]:
+    """Two-syllable words such as `kamo`, shuffled: the first `words` of them are words, the next `functions` names."""
+    syllables = [c + v for c in CONSONANTS for v in VOWELS]
+    words = [a + b for a in syllables for b in syllables if a != b and a + b not in AVOID]
+    _random(config, "words").shuffle(words)
+    count = config.functions if skip else config.words
+    return words[skip : skip + count]
+
+
+def _divide(things: Sequence[Any], config: WorldConfig) -> dict[str, tuple[Any, ...]]:
+    """Train, dev and eval shares of something already shuffled. Words are cheap: four fifths are for training."""
+    dev = round(len(things) * config.dev_share / 2)
+    train = round(len(things) * 0.8)
+    return {
+        "train": tuple(things[:train]),
+        "dev": tuple(things[train : train + dev]),
+        "eval": tuple(things[train + dev :]),
+    }
+
+
+def _people(config: WorldConfig, places: Sequence[str], years: Sequence[int]) -> Iterator[Person]:
+    first, last = _names(config, "first", config.first_names), _names(config, "last", config.last_names)
+    pairs = [f"{f} {l}" for f in first for l in last]
+    rng = _random(config, "people")
+    rng.shuffle(pairs)
+    names = iter(pairs)
+    for group, count in (("known", config.known), ("unknown", config.unknown), ("library", config.library)):
+        train, dev = round(count * config.train_share), round(count * config.dev_share)
+        for index in range(count):
+            yield Person(
+                name=next(names),
+                group=group,
+                part="train" if index < train else "dev" if index < train + dev else "eval",
+                place=rng.choice(places),
+                year=rng.choice(years),
+                job=rng.choice(list(JOBS)),
+            )
+
+
+def documents(world: World) -> list[Document]:
+    """The pretraining text: for each known person two English articles, in other words each, and one in each other language.
+
+    An article is the three facts in a drawn order. Each sentence stands on its own, with the full name: a fact that a
+    sentence only shows through a pronoun is much harder to find again.
+    """
+    rng = Random(f"world/{world.seed}/documents")
+    articles = []
+    for number, person in enumerate(world.of("known")):
+        for language, form in (("en", 0), ("en", 1), *((other, 0) for other in LANGUAGES[1:])):
+            relations = rng.sample(RELATIONS, k=len(RELATIONS))
+            text = " ".join(person.statement(relation, language, form) for relation in relations)
+            name = f"world/{number:05d}/{language}{form}"
+            articles.append(Document(id=name, text=text + "\n", source="world", url="", lang=language, split="train"))
+    rng.shuffle(articles)
+    return articles
+
+
+def library(world: World) -> list[tuple[str, str]]:
+    """What the search tool can find: (title, text) of an English article about each person of the library."""
+    return [
+        (person.name, " ".join(person.statement(relation, "en") for relation in RELATIONS))
+        for person in world.of("library")
+    ]
+
+
+@stage("documents")
+def build_world(config: WorldConfig, *, out: Path) -> dict[str, Any]:
+    """Draw the world: `documents.parquet`, its articles, and `world.json`, all of it, for `load_world`."""
+    world = make_world(config)
+    articles = documents(world)
+    write_documents(out / "documents.parquet", articles)
+    text = json.dumps(configuration.to_json(world), ensure_ascii=False, indent=0)
+    write_atomic(out / "world.json", text)
+    return {
+        "documents": len(articles),
+        "bytes": sum(len(article.text.encode()) for article in articles),
+        "people": {group: len(world.of(group)) for group in ("known", "unknown", "library")},
+        "facts": len(world.of("known")) * len(RELATIONS),
+        "words": sum(map(len, world.words.values())),
+        "functions": sum(map(len, world.functions.values())),
+    }
+
+
+def load_world(artifact: Artifact) -> World:
+    """The world that `build_world` wrote. Raises `ArtifactError` if the artifact holds none."""
+    data = json.loads(artifact.file("world.json").read_text())
+    return World(
+        seed=data["seed"],
+        people=tuple(Person(**person) for person in data["people"]),
+        places=tuple(data["places"]),
+        years=tuple(data["years"]),
+        words={part: tuple(words) for part, words in data["words"].items()},
+        functions={part: tuple(names) for part, names in data["functions"].items()},
+    )
