@@ -1,0 +1,166 @@
+"""From our answers to OpenAI's: whole bodies, and the chunks of a stream.
+
+    not streamed   one object: choices[].message (or .text), usage
+    streamed       chunks: the role, then content deltas, tool calls at the end, a finish_reason; `usage` in a last
+                   chunk of its own where stream_options.include_usage asks for it; then [DONE]
+
+Both say the same. A tool call is text while the model writes it, so a stream of a call that may hold one keeps back
+everything from the first character that could begin it, until the answer is complete and parsed (`Speech`).
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from puna import __version__
+from puna.chat import Completion, ToolCall
+from puna.serve.calls import Call
+from puna.serve.fields import ApiError
+from puna.tokenizer.dialog import PYTHON_TAG
+
+
+class Speech:
+    """One answer as a client hears it: `say` as pieces come, then `finish` once.
+
+    A call stands after `<|python_tag|>`, or, as JSON, at the very start of an answer; nothing else is kept back.
+    """
+
+    def __init__(self, tools: frozenset[str] | None):
+        """`tools` are the functions on offer; None for a raw completion, in which nothing is a call."""
+        self._tools = tools
+        self._said = ""
+        self._held = ""
+
+    def say(self, text: str) -> str:
+        """What of the answer so far, extended by `text`, may be shown now: the new part of it."""
+        self._held += text
+        safe = self._safe()
+        shown, self._held = self._held[:safe], self._held[safe:]
+        self._said += shown
+        return shown
+
+    def finish(self, completion: Completion) -> tuple[str, tuple[ToolCall, ...]]:
+        """The rest of the content, and the calls."""
+        content, calls = (completion.text, ()) if self._tools is None else visible(completion, self._tools)
+        return content[len(self._said) :], calls
+
+    def _safe(self) -> int:
+        """How much of what is held can no longer become part of a call."""
+        if self._tools is None:
+            return len(self._held)
+        if self._tools and not self._said and self._held.lstrip()[:1] in ("", "{"):
+            return 0
+        if (tag := self._held.find(PYTHON_TAG)) >= 0:
+            return tag
+        beginnings = (n for n in range(len(PYTHON_TAG) - 1, 0, -1) if self._held.endswith(PYTHON_TAG[:n]))
+        return len(self._held) - next(beginnings, 0)
+
+
+def visible(completion: Completion, tools: frozenset[str]) -> tuple[str, tuple[ToolCall, ...]]:
+    """The content and the tool calls of an answer.
+
+    JSON that merely looks like a call, of a function that the client did not offer, is content.
+    """
+    calls = completion.message.tool_calls
+    if all(call.dialect != "json" or call.name in tools for call in calls):
+        return completion.message.content, calls
+    return completion.text, ()
+
+
+class Reply:
+    """The shape of the answer to one call: ids, the object's name, and how a choice is written."""
+
+    def __init__(self, call: Call, model: str, *, is_chat: bool):
+        self.call, self.is_chat = call, is_chat
+        self._head = {
+            "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"puna-{__version__}",
+        }
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """The body that answers a call without streaming."""
+        name = "chat.completion" if self.is_chat else "text_completion"
+        choices = [self._choice(index, completion) for index, completion in enumerate(completions)]
+        return {**self._head, "object": name, "choices": choices, "usage": self.usage(completions)}
+
+    def usage(self, completions: Sequence[Completion]) -> dict[str, int]:
+        """Tokens, exactly: each distinct prompt once, each drawn token once."""
+        drawn = sum(completion.completion_tokens for completion in completions)
+        prompt = self.call.prompt_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn}
+
+    def chunk(self, index: int, finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
+        """One chunk of a stream, for one choice."""
+        says = {"delta": delta} if self.is_chat else {"text": delta.get("content", "")}
+        choice = {"index": index, **says, "logprobs": None, "finish_reason": finish_reason}
+        return self._chunk([choice], {"usage": None} if self.call.include_usage else {})
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        """The chunks before any token: whose turn it is, or the echoed prompt."""
+        for index in range(len(self.call.requests)):
+            if self.is_chat:
+                yield self.chunk(index, role="assistant", content="")
+            elif self.call.echo:
+                yield self.chunk(index, content=self.call.echo[index])
+
+    def closing(self, index: int, rest: str, calls: tuple[ToolCall, ...], completion: Completion) -> Iterator[dict]:
+        """The last chunks of one choice."""
+        if rest:
+            yield self.chunk(index, content=rest)
+        if calls:
+            numbered = [{"index": i, **call} for i, call in enumerate(tool_calls(calls))]
+            yield self.chunk(index, tool_calls=numbered)
+        yield self.chunk(index, finish_reason(completion, calls))
+
+    def tally(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """The chunk that carries the usage."""
+        return self._chunk([], {"usage": self.usage(completions)})
+
+    def _chunk(self, choices: list[dict[str, Any]], more: dict[str, Any]) -> dict[str, Any]:
+        name = "chat.completion.chunk" if self.is_chat else "text_completion"
+        return {**self._head, "object": name, "choices": choices, **more}
+
+    def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        if not self.is_chat:
+            text = "".join((*self.call.echo[index : index + 1], completion.text))
+            return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason(completion, ())}
+        content, calls = visible(completion, self.call.tools)
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if calls:
+            message |= {"content": content or None, "tool_calls": list(tool_calls(calls))}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": finish_reason(completion, calls),
+        }
+
+
+def finish_reason(completion: Completion, calls: tuple[ToolCall, ...]) -> str:
+    """`tool_calls` exactly where there are some, else how the text ended."""
+    if calls:
+        return "tool_calls"
+    return "length" if completion.finish_reason == "length" else "stop"
+
+
+def tool_calls(calls: Sequence[ToolCall]) -> Iterator[dict[str, Any]]:
+    """Calls as OpenAI writes them: arguments are JSON in a string."""
+    for call in calls:
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        function = {"name": call.name, "arguments": arguments}
+        yield {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+def event(data: dict[str, Any] | str) -> bytes:
+    """A server-sent event."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return f"data: {text}\n\n".encode()
+
+
+def error_event(error: ApiError) -> bytes:
+    """An error after the stream has begun: the status is out already, so the body of the error goes as an event."""
+    return event(error.body())

@@ -1,0 +1,63 @@
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from scripted_engine import ScriptedEngine, echo
+
+pytest.importorskip("fastapi")
+
+
+@dataclass
+class Running:
+    """A real server on a loopback port."""
+
+    url: str
+    face: Any
+    engine: ScriptedEngine
+
+
+@contextmanager
+def running(engine: ScriptedEngine, *, api_key: str | None = None, **settings: Any) -> Iterator[Running]:
+    import uvicorn
+
+    from puna.serve.http import Face, listen
+    from puna.serve.worker import Worker
+
+    listener = listen("127.0.0.1", 0)
+    face = Face(engine, name="tiny", examples=["Who lives in Tarma?"], worker=Worker(engine, **settings))
+    app = face.behind_gate("127.0.0.1", api_key)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", face, engine)
+    finally:
+        server.should_exit = True
+        face.worker.close()
+        thread.join(timeout=10)
+        listener.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Running]]:
+    """`serve(engine, ...)` starts a server that ends with the test."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield lambda engine=None, **settings: stack.enter_context(running(engine or ScriptedEngine(echo), **settings))
+
+
+@pytest.fixture
+def client(serve) -> Callable[..., Any]:
+    """`client(engine, ...)` is OpenAI's own client, talking to a new server."""
+    openai = pytest.importorskip("openai")
+
+    def connect(engine: ScriptedEngine | None = None, **settings: Any) -> Any:
+        server = serve(engine, **settings)
+        key = settings.get("api_key") or "none"
+        return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=20)
+
+    return connect
