@@ -39,10 +39,9 @@ PARTS: tuple[Part, ...] = ("train", "dev", "eval")
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aiou"
 PLACE_ENDINGS = ("mar", "dor", "vik", "stad", "lund", "berg")
 # Real or rude words that the syllables can spell.
-AVOID = frozenset(
-    "data sudo mini logo solo info puta puto nazi popo pipi kaka kuku dodo toto tutu papa mama baba bobo gaga lolo lulu "
-    "loli milf fagu paki dago gook moto foto auto visa pasa puma tuna luna lima roma mafi zulu sofa soda sumo judo "
-    "radio video pasta total final local signal".split()
+AVOID = (
+    "data sudo mini logo solo kilo puta puto nazi dago paki moto foto tuna luna lima roma sofa soda sumo puma guru tofu "
+    "moron satan total final signal"
 )
 
 
@@ -78,7 +77,7 @@ class WorldConfig:
         words = self.words + self.functions
         require(words <= 2800, f"words + functions = {words} is above 2800, which the syllables give")
         require(
-            0 < self.train_share and 0 < self.dev_share and self.train_share + self.dev_share < 1,
+            min(self.train_share, self.dev_share) > 0 and self.train_share + self.dev_share < 1,
             f"train_share={self.train_share} and dev_share={self.dev_share} leave nothing for evaluation",
         )
 
@@ -161,7 +160,7 @@ def _names(config: WorldConfig, kind: str, count: int) -> tuple[str, ...]:
             name = _syllable(rng) + rng.choice("lnrs") + _syllable(rng)
         else:
             name = _syllable(rng) + rng.choice("lnr") + rng.choice(PLACE_ENDINGS)
-        if name not in AVOID:
+        if name not in AVOID.split():
             names[name.capitalize()] = None
     return tuple(names)
 
@@ -169,7 +168,8 @@ def _names(config: WorldConfig, kind: str, count: int) -> tuple[str, ...]:
 def _words(config: WorldConfig, skip: int = 0) -> list[str]:
     """Two-syllable words such as `kamo`, shuffled: the first `words` of them are words, the next `functions` names."""
     syllables = [c + v for c in CONSONANTS for v in VOWELS]
-    words = [a + b for a in syllables for b in syllables if a != b and a + b not in AVOID]
+    avoid = AVOID.split()
+    words = [a + b for a in syllables for b in syllables if a != b and a + b not in avoid]
     _random(config, "words").shuffle(words)
     count = config.functions if skip else config.words
     return words[skip : skip + count]
@@ -223,12 +223,14 @@ def documents(world: World) -> list[Document]:
     return articles
 
 
-def library(world: World) -> list[tuple[str, str]]:
-    """What the search tool can find: (title, text) of an English article about each person of the library."""
-    return [
-        (person.name, " ".join(person.statement(relation, "en") for relation in RELATIONS))
-        for person in world.of("library")
-    ]
+def library(world: World) -> list[str]:
+    """What the search tool can find: an English article about each person of the library."""
+    return [article(person) for person in world.of("library")]
+
+
+def article(person: Person) -> str:
+    """The three facts in English."""
+    return " ".join(person.statement(relation, "en") for relation in RELATIONS)
 
 
 @stage("documents")
