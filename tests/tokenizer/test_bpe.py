@@ -49,7 +49,9 @@ def test_an_unknown_special_name_suggests_the_nearest(tokenizer):
 
 
 def test_a_special_id_decodes_to_its_name(tokenizer):
-    assert tokenizer.decode([tokenizer.bos, *tokenizer.encode("wool"), tokenizer.eot]) == "<|begin_of_text|>wool<|eot_id|>"
+    assert (
+        tokenizer.decode([tokenizer.bos, *tokenizer.encode("wool"), tokenizer.eot]) == "<|begin_of_text|>wool<|eot_id|>"
+    )
 
 
 @pytest.mark.parametrize("wrong", [-1, 1056, 2**40])
@@ -162,7 +164,9 @@ def test_a_directory_without_a_tokenizer_is_a_clear_error(tmp_path):
 LLAMA3 = os.environ.get("PUNA_LLAMA3_TOKENIZER", "")
 
 
-@pytest.mark.skipif(not LLAMA3, reason="PUNA_LLAMA3_TOKENIZER does not name the directory of a released tokenizer.model")
+@pytest.mark.skipif(
+    not LLAMA3, reason="PUNA_LLAMA3_TOKENIZER does not name the directory of a released tokenizer.model"
+)
 def test_the_released_vocabulary_gives_the_published_ids():
     released = Tokenizer.load(Path(LLAMA3))
     assert released.vocab_size == 128_256
