@@ -19,13 +19,16 @@ from puna.chat import Dialog, Message, Request, Sampling, ToolCall
 from puna.errors import PunaError
 from puna.serve import knobs
 from puna.serve.fields import ApiError, Fields, parse_json, refuse
+from puna.tokenizer import Tokenizer
 from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER
+from puna.tokenizer.dialog import render
 from puna.tokenizer.tools_prompt import system_prompt
 
 MAX_CHOICES = 16  # of one call: n, times the number of prompts
 MAX_MESSAGES = 2048
 MAX_TOOLS = 64
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions
+LEAST_TOP_P = 1e-6
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Fields that concern OpenAI's own service (billing, storage, caching): accepted, without effect on the answer.
 SERVICE_FIELDS = (
@@ -114,6 +117,13 @@ def completion_call(body: Any, engine: Any, model: str) -> Call:
     )
 
 
+def prompt_tokens(tokenizer: Tokenizer, request: Request) -> int:
+    """The length of a request's prompt, with everything that the chat format adds. Raises `PunaError`."""
+    if request.prompt is not None:
+        return 1 + len(tokenizer.encode(request.prompt))  # begin_of_text
+    return len(render(tokenizer, request.dialog, answer=True).ids)
+
+
 def _check_model(fields: Fields, model: str) -> None:
     asked = fields.text("model", model)
     if asked != model:
@@ -127,6 +137,8 @@ def _sampling(fields: Fields) -> Sampling:
     drawn["seed"] = fields.integer("seed", -(2**63), knobs.LAST_SEED)
     seed = secrets.randbits(63) if drawn["seed"] is None else drawn["seed"] % 2**63
     given = {name: value for name, value in drawn.items() if value is not None}
+    if "top_p" in given:  # OpenAI's API allows 0: the likeliest token
+        given["top_p"] = max(given["top_p"], LEAST_TOP_P)
     for penalty in ("frequency_penalty", "presence_penalty"):
         fields.unsupported(penalty, 0)
     fields.unsupported("logit_bias", {})
@@ -135,7 +147,7 @@ def _sampling(fields: Fields) -> Sampling:
 
 
 def _bounds(name: str) -> tuple[Any, Any]:
-    return knobs.KNOBS[name].low, knobs.KNOBS[name].high
+    return 0 if name == "top_p" else knobs.KNOBS[name].low, knobs.KNOBS[name].high
 
 
 def _stops(fields: Fields) -> tuple[str, ...]:
@@ -180,7 +192,7 @@ def _prompts(fields: Fields) -> list[str]:
 def _count(engine: Any, request: Request, param: str) -> int:
     """The prompt's length in tokens. Raises `ApiError` where it leaves no room for an answer."""
     try:
-        count = engine.prompt_tokens(request)
+        count = prompt_tokens(engine.tokenizer, request)
     except PunaError as error:
         refuse(str(error), param)
     if count >= engine.config.context:

@@ -14,7 +14,7 @@ import errno
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -310,10 +310,8 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        try:
+        with suppress(ApiError):  # gone: nobody is left to tell
             await while_connected(receive, write())
-        except ApiError:
-            pass  # gone: nobody is left to tell
 
 
 async def while_connected(receive: Any, work: Coroutine[Any, Any, Any]) -> Any:

@@ -27,7 +27,7 @@ class Knob:
 
 KNOBS = {
     "temperature": Knob(kind=float, low=0, high=2, meaning="0 always takes the likeliest token; higher is freer"),
-    "top_p": Knob(kind=float, low=0, high=1, meaning="draw from the likeliest tokens that make up this probability"),
+    "top_p": Knob(kind=float, low=0.01, high=1, meaning="draw from the likeliest tokens that make up this probability"),
     "top_k": Knob(kind=int, low=0, high=1_000_000, meaning="draw from this many of the likeliest tokens (0: all)"),
     "min_p": Knob(kind=float, low=0, high=1, meaning="drop tokens below this share of the likeliest's probability"),
     "seed": Knob(kind=int, low=0, high=LAST_SEED, meaning="the same seed gives the same answer"),

@@ -61,10 +61,11 @@ class Speech:
 def visible(completion: Completion, tools: frozenset[str]) -> tuple[str, tuple[ToolCall, ...]]:
     """The content and the tool calls of an answer.
 
-    JSON that merely looks like a call, of a function that the client did not offer, is content.
+    JSON that merely looks like a call, of a function that the client did not offer, is content; so is a call that was
+    cut off, since it is not the call that was meant.
     """
     calls = completion.message.tool_calls
-    if all(call.dialect != "json" or call.name in tools for call in calls):
+    if completion.finish_reason != "length" and all(call.dialect != "json" or call.name in tools for call in calls):
         return completion.message.content, calls
     return completion.text, ()
 

@@ -4,7 +4,8 @@
                                   each round: one piece for every active request, in turn
 
 Nobody waits for somebody else's whole answer: a short question that arrives during a long one is answered meanwhile.
-The engine is touched by this thread alone, so it needs no locks. Pieces reach the event loop of the server through
+Taking a piece makes a step of the engine, and a step draws a token for every active request, so all of them run as one
+batch. Pieces reach the event loop of the server through
 `call_soon_threadsafe`; a client that goes away cancels its ticket, and the next round closes the engine's iterators.
 """
 
@@ -66,7 +67,7 @@ class Ticket:
 class Worker:
     """Serves requests from `engine` in one thread, `slots` at a time, at most `queue` more waiting."""
 
-    def __init__(self, engine: Any, *, slots: int = 4, queue: int = 64):
+    def __init__(self, engine: Any, *, slots: int = 16, queue: int = 64):
         self.engine = engine
         self.slots, self.queue = slots, queue
         self._waiting: deque[tuple[Ticket, int]] = deque()

@@ -35,7 +35,7 @@ class ScriptedEngine:
 
     def prompt_tokens(self, request: Request) -> int:
         if request.prompt is not None:
-            return 1 + len(self.tokenizer.encode(request.prompt))
+            return len([self.tokenizer.bos, *self.tokenizer.encode(request.prompt)])
         return len(render(self.tokenizer, request.dialog, answer=True).ids)
 
     def stream(self, request: Request) -> Iterator[Piece]:
