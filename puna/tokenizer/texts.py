@@ -43,6 +43,13 @@ def text_bytes(path: Path, split: str) -> int:
     return total
 
 
+def text_count(path: Path) -> int:
+    """The number of documents of all splits."""
+    import pyarrow.parquet as parquet
+
+    return parquet.read_metadata(path).num_rows
+
+
 def sources(path: Path) -> list[str]:
     """The names of all sources, sorted."""
     import pyarrow.compute as compute
