@@ -20,13 +20,12 @@ from math import log
 
 from puna import log as news
 from puna.artifacts import Artifact
-from puna.chat import Generator
+from puna.chat import Continuation, Generator
 from puna.evaluation import intervals
-from puna.evaluation.heldout import Excerpt, HeldoutConfig, pieces, sample_excerpts
+from puna.evaluation.heldout import Excerpt, HeldoutConfig, sample_excerpts
 from puna.evaluation.scores import plain
-from puna.tokenizer import Tokenizer
 
-_EXCERPTS_AT_ONCE = 32
+_EXCERPTS_AT_ONCE = 32  # between two moves of the progress bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +34,19 @@ class _Tally:
     bytes: list[int]
 
 
-def bits_report(generator: Generator, documents: Artifact, tokenizer: Tokenizer, config: HeldoutConfig) -> dict:
+def bits_report(generator: Generator, documents: Artifact, config: HeldoutConfig) -> dict:
     """Bits per byte of a model on the held-out split of `documents` (see the module for the form)."""
     excerpts = sample_excerpts(documents, config)
-    return account(excerpts, document_bits(generator, excerpts, tokenizer, config.window_tokens), config.seed)
+    return account(excerpts, document_bits(generator, excerpts), config.seed)
 
 
-def document_bits(
-    generator: Generator, excerpts: Sequence[Excerpt], tokenizer: Tokenizer, window_tokens: int
-) -> list[float]:
-    """The bits that `generator` needs for each excerpt, given through windows of at most `window_tokens` tokens."""
+def document_bits(generator: Generator, excerpts: Sequence[Excerpt]) -> list[float]:
+    """The bits that `generator` needs for each excerpt on its own."""
     bits: list[float] = []
     with news.progress("held-out bits per byte", sum(e.bytes for e in excerpts), unit="bytes") as progress:
         for start in range(0, len(excerpts), _EXCERPTS_AT_ONCE):
             group = excerpts[start : start + _EXCERPTS_AT_ONCE]
-            cut = [pieces(e.text, tokenizer, window_tokens) for e in group]
-            nats = iter(generator.score([piece for each in cut for piece in each]))
-            bits += [-sum(next(nats) for _ in each) / log(2) for each in cut]
+            bits += [-nats / log(2) for nats in generator.score([Continuation(text=e.text) for e in group])]
             progress.advance(sum(e.bytes for e in group))
     return bits
 

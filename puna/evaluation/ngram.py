@@ -136,20 +136,23 @@ def _concatenate(documents: Iterable[Sequence[int] | np.ndarray], vocabulary: in
 
 
 def _number(key: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct keys in order; an occurrence of each; the number of each occurrence's key; and the counts."""
+    """Distinct keys in order; an occurrence of each; the number of each occurrence's key; the counts. Consumes `key`."""
     positions = len(key)
-    if int(key.max()) < (1 << 63) // positions - 1:  # sorting key and position as one number is faster
-        packed = key * positions + np.arange(positions)
-        packed.sort()
-        ordered, by_key = np.divmod(packed, positions)
+    if int(key.max()) < (1 << 63) // positions - 1:
+        # Key and position as one number: sorting it in place is twice as fast as argsort, and needs no second array.
+        key *= positions
+        key += np.arange(positions)
+        key.sort()
+        ordered = key // positions
+        by_key = np.subtract(key, ordered * positions, out=key)
     else:
         by_key = np.argsort(key)
         ordered = key[by_key]
     new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
     starts = np.flatnonzero(new)
-    number = np.empty(len(key), np.int32)
+    number = np.empty(positions, np.int32)
     number[by_key] = np.cumsum(new, dtype=np.int32) - 1
-    return ordered[starts], by_key[starts], number, np.diff(np.append(starts, len(key)))
+    return ordered[starts], by_key[starts], number, np.diff(np.append(starts, positions))
 
 
 def _smooth(keys: np.ndarray, counts: np.ndarray, contexts: int, base: int) -> _Order:

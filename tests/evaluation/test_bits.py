@@ -1,12 +1,10 @@
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from puna.errors import DataError
 from puna.evaluation.bits import bits_report
-from puna.evaluation.heldout import HeldoutConfig, pieces, sample_excerpts
+from puna.evaluation.heldout import HeldoutConfig, sample_excerpts
 
-SMALL = HeldoutConfig(max_bytes=4000, excerpt_bytes=500, window_tokens=64)
+SMALL = HeldoutConfig(max_bytes=4000, excerpt_bytes=500)
 
 
 def rows(count: int, source: str = "books", split: str = "heldout", size: int = 300):
@@ -16,31 +14,9 @@ def rows(count: int, source: str = "books", split: str = "heldout", size: int = 
     ]
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.text(max_size=400), st.integers(64, 160))
-def test_pieces_tile_the_text_and_fit_the_window(tokenizer, text, window):
-    cut = pieces(text, tokenizer, window)
-    assert "".join(p.text for p in cut) == text
-    so_far = ""
-    for piece in cut:
-        assert piece.text and so_far.endswith(piece.context)
-        assert 1 + len(tokenizer.encode(piece.context)) + len(tokenizer.encode(piece.text)) <= window
-        so_far += piece.text
-
-
-def test_pieces_of_a_text_that_fits_are_the_text(tokenizer):
-    (piece,) = pieces("the herd", tokenizer, 64)
-    assert (piece.text, piece.context) == ("the herd", "")
-
-
-def test_pieces_of_long_runs_without_spaces_and_of_four_byte_characters(tokenizer):
-    for text in ("x" * 1000, "\U0001f999" * 200, "é" * 333):
-        assert "".join(p.text for p in pieces(text, tokenizer, 64)) == text
-
-
-def test_a_model_that_knows_nothing_costs_eight_bits_a_byte(tokenizer, make_documents, uniform):
+def test_a_model_that_knows_nothing_costs_eight_bits_a_byte(make_documents, uniform):
     documents = make_documents([*rows(8), *rows(4, "code"), *rows(9, split="train")])
-    report = bits_report(uniform(), documents, tokenizer, SMALL)
+    report = bits_report(uniform(), documents, SMALL)
     for estimate in (report["overall"], *report["by_source"].values()):
         assert estimate["value"] == pytest.approx(8) and estimate["low"] == pytest.approx(8)
     assert set(report["by_source"]) == {"books", "code"}
@@ -49,9 +25,9 @@ def test_a_model_that_knows_nothing_costs_eight_bits_a_byte(tokenizer, make_docu
     )
 
 
-def test_training_documents_are_never_scored(tokenizer, make_documents, uniform):
+def test_training_documents_are_never_scored(make_documents, uniform):
     generator = uniform()
-    bits_report(generator, make_documents([*rows(5), *rows(50, "secret", "train")]), tokenizer, SMALL)
+    bits_report(generator, make_documents([*rows(5), *rows(50, "secret", "train")]), SMALL)
     assert generator.asked and not any("secret" in c.text for c in generator.asked)
 
 
@@ -76,3 +52,12 @@ def test_a_long_document_is_represented_by_a_stretch_of_it_that_starts_a_line(ma
 def test_no_held_out_text_is_said_so(make_documents):
     with pytest.raises(DataError, match="holds out no document"):
         sample_excerpts(make_documents(rows(3, split="train")), SMALL)
+
+
+def test_one_model_measured_on_one_sample_can_be_paired_with_another(make_documents, uniform):
+    documents = make_documents(rows(6))
+    known = frozenset(e.text for e in sample_excerpts(documents, SMALL)[:2])
+    plain, knowing = (bits_report(g, documents, SMALL) for g in (uniform(), uniform(known)))
+    assert plain["per_document"]["bytes"] == knowing["per_document"]["bytes"]
+    assert knowing["per_document"]["bits"][:3] == [0.0, 0.0, plain["per_document"]["bits"][2]]
+    assert knowing["overall"]["low"] < knowing["overall"]["value"] < knowing["overall"]["high"]
