@@ -69,9 +69,8 @@ class Tool:
             return f"error: {type(error).__name__}: {error}"
 
     def declaration(self) -> dict[str, Any]:
-        """The tool as the model is told of it, in the form that Llama 3.1 and OpenAI's protocol share."""
-        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
-        return {"type": "function", "function": function}
+        """The tool as a model is told of it: the name, the description and the schema."""
+        return {"name": self.name, "description": self.description, "parameters": self.parameters}
 
 
 def _check_schema(schema: Schema, where: str) -> None:

@@ -130,7 +130,7 @@ def test_the_environment_is_empty_and_the_directory_is_not_ours(sandbox, monkeyp
     "code", ["while True: pass", "9**9**9", "import time; time.sleep(60)", "import re; re.match('(a+)+b', 'a'*40)"]
 )
 def test_a_program_that_does_not_end_is_ended(code):
-    with Sandbox(SandboxConfig(cpu_s=1, wall_s=2)) as sandbox:
+    with Sandbox(SandboxConfig(wall_s=0.5)) as sandbox:
         started = time.monotonic()
         run = sandbox.run("print('begun')\n" + code)
         assert run.timed_out
@@ -160,7 +160,8 @@ def test_a_memory_bomb_is_a_memory_error(sandbox, code):
 
 def test_deep_recursion_ends_in_an_error(sandbox):
     assert "RecursionError" in sandbox.run("def f(): return f()\nf()").error
-    assert sandbox.run("import sys\nsys.setrecursionlimit(10**9)\ndef f(): return [f()].sort()\nf()").error
+    crash = "import sys\nsys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**5): x = [x]\nrepr(x)"
+    assert sandbox.run(crash).error == "the interpreter ended with signal 11"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +325,7 @@ def test_closing_standard_output_loses_only_what_would_follow(sandbox):
 
 
 def test_a_program_that_closes_its_pipes_and_goes_on_is_ended():
-    with Sandbox(SandboxConfig(cpu_s=1, wall_s=3)) as sandbox:
+    with Sandbox(SandboxConfig(wall_s=0.5)) as sandbox:
         assert sandbox.run(f"{escaped('os')}.close(1)\n{escaped('os')}.close(2)\nwhile True: pass").timed_out
 
 
