@@ -9,8 +9,8 @@ in a notebook.
 
 What it protects against, on Linux on x86-64 and 64-bit ARM (`Sandbox.walls` has "seccomp"): reading or writing any
 file, the network, starting or signalling processes, using up CPU, memory, disk or the terminal, and this also where the
-program gets the interpreter to run machine code of its own. The kernel holds that wall: a program has three closed
-ends of pipes and about thirty system calls.
+program gets the interpreter to run machine code of its own. The kernel holds that wall: a program has an empty
+input, two pipes to write to, and about thirty system calls.
 
 What it does not protect against: a fault in the kernel's code for those calls, timing side channels between processes
 of one machine, and a program that wastes the whole of its allowance (`cpu_s` of one core, `memory_bytes`), again and

@@ -6,11 +6,13 @@ import socket
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from puna.errors import ConfigError
+from puna.tools import sandbox as module
 from puna.tools.sandbox import Sandbox, SandboxConfig, code_interpreter
 
 KERNEL_WALL = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the system call filter")
@@ -107,11 +109,18 @@ def test_one_program_does_not_see_another(sandbox):
     )
 
 
-def test_hundreds_of_one_liners_take_milliseconds_each(sandbox):
-    started = time.process_time(), time.monotonic()
-    for i in range(100):
-        assert sandbox.run(f"{i} * 3").stdout == f"{i * 3}\n"
-    assert time.monotonic() - started[1] < 5  # about 0.3 s on an idle machine; a start of Python each would be 5 s
+def test_a_one_liner_takes_a_fraction_of_a_start(sandbox):
+    def seconds(action, times):
+        started = time.monotonic()
+        for _ in range(times):
+            action()
+        return (time.monotonic() - started) / times
+
+    def start():
+        with Sandbox() as other:
+            other.start()
+
+    assert seconds(lambda: sandbox.run("6 * 7"), 50) < seconds(start, 5) / 2  # about 3 ms and 60 ms on an idle machine
 
 
 def test_the_environment_is_empty_and_the_directory_is_not_ours(sandbox, monkeypatch):
@@ -160,7 +169,7 @@ def test_a_memory_bomb_is_a_memory_error(sandbox, code):
 
 def test_deep_recursion_ends_in_an_error(sandbox):
     assert "RecursionError" in sandbox.run("def f(): return f()\nf()").error
-    crash = "import sys\nsys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**5): x = [x]\nrepr(x)"
+    crash = "x = ()\nfor _ in range(10**6): x = (x,)\nhash(x)"  # recursion in C, which nothing counts
     assert sandbox.run(crash).error == "the interpreter ended with signal 11"
 
 
@@ -280,23 +289,46 @@ def test_the_kernel_refuses_even_c_code(call, tmp_path, kernel_walls_alone):
     assert os.listdir(tmp_path) == ["precious"]
 
 
-@pytest.fixture(scope="module")
-def kernel_walls_alone(tmp_path_factory):
-    from puna.tools import sandbox as module
-
+@contextmanager
+def with_zygote(path: Path, *changes: tuple[str, str]):
+    """A sandbox whose zygote lacks something."""
     source = module.ZYGOTE.read_text()
-    weakened = source.replace("    guard_imports()\n", "    import ctypes\n").replace(
-        "    sys.addaudithook(make_hook())\n", ""
-    )
-    assert weakened.count("guard_imports()") == source.count("guard_imports()") - 1
-    weakened = weakened.replace('"NOFILE": (0, 0), ', "")
-    path = tmp_path_factory.mktemp("zygote") / "zygote.py"
-    path.write_text(weakened)
+    for old, new in changes:
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    path.write_text(source)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ZYGOTE", path)
         with Sandbox() as sandbox:
-            sandbox.start()
-            yield sandbox
+            yield sandbox.start()
+
+
+@pytest.fixture(scope="module")
+def kernel_walls_alone(tmp_path_factory):
+    changes = [
+        ("    guard_imports()\n    sys", "    import ctypes\n    sys"),
+        ("    sys.addaudithook(make_hook())\n", ""),
+        ('"NOFILE": (0, 0), ', ""),
+    ]
+    with with_zygote(tmp_path_factory.mktemp("zygote") / "zygote.py", *changes) as sandbox:
+        yield sandbox
+
+
+def test_without_the_kernels_wall_the_audit_hook_still_refuses_what_python_audits(tmp_path):
+    not_audited = {"ask about a file", "make a pipe", "a thread"}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "precious").write_text("still here")
+    change = ("platform.machine() not in SYSTEM_CALLS", "True")
+    with with_zygote(tmp_path / "zygote.py", change) as sandbox:
+        assert sandbox.walls == ("limits", "audit")
+        assert sandbox.run("sum(range(10))").stdout == "45\n"
+        for name in ATTACKS.keys() - not_audited:
+            code = ATTACKS[name].replace("TARGET", str(folder / "target"))
+            run = sandbox.run(code.replace("PRECIOUS", str(folder / "precious")))
+            assert run.error and not run.stdout, name
+    assert os.listdir(folder) == ["precious"]
+    assert (folder / "precious").read_text() == "still here"
 
 
 @KERNEL_WALL
