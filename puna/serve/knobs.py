@@ -33,7 +33,7 @@ KNOBS = {
     "seed": Knob(kind=int, low=0, high=LAST_SEED, meaning="the same seed gives the same answer"),
     "max_tokens": Knob(kind=int, low=1, high=1_000_000, meaning="the longest answer"),
 }
-DEFAULT = Sampling(temperature=0.6, top_p=0.9)
+DEFAULT = Sampling(temperature=0.6, top_p=0.9, max_tokens=1024)
 
 
 def turn(sampling: Sampling, name: str, text: str) -> Sampling:
