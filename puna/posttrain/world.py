@@ -22,6 +22,8 @@ divided among the parts in the same way. Each is said in one way and used for on
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -70,6 +72,12 @@ class WorldConfig:
             f"{people} people need more names: {self.first_names} first and {self.last_names} last names give {room}",
             hint="raise first_names or last_names",
         )
+        names = max(self.first_names, self.last_names)
+        require(
+            self.known >= names,
+            f"known={self.known} people cannot bear {names} names, and a name that no known person has would be a cue",
+            hint="lower first_names and last_names",
+        )
         require(self.first_names <= 400, f"first_names={self.first_names} is above 400, which the syllables give")
         require(self.last_names <= 800, f"last_names={self.last_names} is above 800, which the syllables give")
         require(4 <= self.places <= 600, f"places={self.places} must be between 4 and 600")
@@ -116,7 +124,14 @@ class World:
 
     def of(self, group: Group, *parts: Part) -> tuple[Person, ...]:
         """The people of a group and, if given, of some parts."""
-        return tuple(p for p in self.people if p.group == group and (not parts or p.part in parts))
+        return tuple(person for part in parts or PARTS for person in self._groups.get((group, part), ()))
+
+    @cached_property
+    def _groups(self) -> dict[tuple[str, str], list[Person]]:
+        groups: dict[tuple[str, str], list[Person]] = {}
+        for person in self.people:
+            groups.setdefault((person.group, person.part), []).append(person)
+        return groups
 
     def values(self, relation: str, language: str) -> tuple[str, ...]:
         """All values that a relation can take, as that language writes them."""
@@ -188,21 +203,33 @@ def _divide(things: Sequence[Any], config: WorldConfig) -> dict[str, tuple[Any, 
 
 def _people(config: WorldConfig, places: Sequence[str], years: Sequence[int]) -> Iterator[Person]:
     first, last = _names(config, "first", config.first_names), _names(config, "last", config.last_names)
-    pairs = [f"{f} {l}" for f in first for l in last]
     rng = _random(config, "people")
-    rng.shuffle(pairs)
-    names = iter(pairs)
+    names = _pairs(first, last, rng)
     for group, count in (("known", config.known), ("unknown", config.unknown), ("library", config.library)):
         train, dev = round(count * config.train_share), round(count * config.dev_share)
-        for index in range(count):
+        for index, name in enumerate(islice(names, count)):
             yield Person(
-                name=next(names),
+                name=name,
                 group=group,
                 part="train" if index < train else "dev" if index < train + dev else "eval",
                 place=rng.choice(places),
                 year=rng.choice(years),
                 job=rng.choice(list(JOBS)),
             )
+
+
+def _pairs(first: Sequence[str], last: Sequence[str], rng: Random) -> Iterator[str]:
+    """Pairs, each once, in which all names come equally often: both are dealt from decks that hold each name once."""
+
+    def dealt(names: Sequence[str]) -> Iterator[str]:
+        while True:
+            yield from rng.sample(names, len(names))
+
+    taken = set()
+    for pair in zip(dealt(first), dealt(last)):
+        if pair not in taken:
+            taken.add(pair)
+            yield " ".join(pair)
 
 
 def documents(world: World) -> list[Document]:

@@ -10,7 +10,7 @@ is what the tool is worth. Operands have two or three digits, the same number in
 from random import Random
 
 from puna.chat import Dialog, ToolCall, assistant, system, tool_result, user
-from puna.posttrain.tasks.item import Case, Item, ToolRef, with_filler
+from puna.posttrain.tasks.item import Case, Item, ToolRef
 from puna.posttrain.tasks.operands import operand
 from puna.posttrain.tasks.toolbox import CALCULATOR, NO_TOOLS, builtin_sets, builtin_system
 from puna.posttrain.world import Part, World
@@ -27,7 +27,7 @@ def arithmetic(world: World, part: Part, rng: Random) -> Case:
     return Case(
         item=_item("tool", (system(builtin_system(tools)), user(question)), value, operands, tools),
         answer=answer,
-        faults=(with_filler(answer, rng), (assistant(str(_near(value, rng))),)),
+        faults=((assistant(str(_near(value, rng))),),),
     )
 
 
@@ -38,7 +38,7 @@ def arithmetic_without_tool(world: World, part: Part, rng: Random) -> Case:
     return Case(
         item=_item("no tool", (system(NO_TOOLS), user(question)), value, operands, ()),
         answer=answer,
-        faults=(with_filler(answer, rng), (assistant(str(_near(value, rng))),)),
+        faults=((assistant(str(_near(value, rng))),),),
     )
 
 

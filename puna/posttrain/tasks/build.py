@@ -57,7 +57,7 @@ PLAN = {
     "interpreter": (800, 100, 40, 120, 0.1),
     "functions": (1600, 200, 60, 240, 0.1),
     "constraints": (1200, 600, 80, 240, 0.65),
-    "facts": (900, 200, 80, 240, 0.1),
+    "facts": (900, 200, 80, 240, 0.05),
     "unknown": (500, 100, 80, 200, 0.0),
     "negatives": (300, 100, 30, 100, 0.3),
 }
@@ -99,7 +99,7 @@ def cases(world: World, part: Part, task: str, count: int, stream: str, taken: s
         rng = Random(f"{stream}/{task.partition('_')[0]}/{draw}")
         case = TASKS[task](world, part, rng)
         draw += 1
-        question = f"{task}: {case.item.dialog[-1].content}"
+        question = f"{case.item.variant if task.endswith('_without_tool') else ''} {case.item.dialog[-1].content}"
         misses = misses + 1 if question in taken else 0
         if not misses:
             taken.add(question)

@@ -14,7 +14,7 @@ from typing import Any
 
 from puna.chat import Dialog, assistant, user
 from puna.posttrain.languages import LANGUAGES, QUESTIONS, REFUSALS, RELATIONS, STATEMENTS
-from puna.posttrain.tasks.item import Case, Item, with_filler
+from puna.posttrain.tasks.item import Case, Item
 from puna.posttrain.world import Part, Person, World
 
 OPTIONS = 4
@@ -38,7 +38,7 @@ def facts(world: World, part: Part, rng: Random) -> Case:
             entities=(f"known:{person.name}",),
         ),
         answer=answer,
-        faults=(with_filler(answer, rng), (assistant(wrong),)),
+        faults=((assistant(wrong),),),
     )
 
 

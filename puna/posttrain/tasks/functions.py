@@ -15,7 +15,7 @@ a context of 256 tokens needs the short form above, the call is the same.
 from random import Random
 
 from puna.chat import Dialog, ToolCall, assistant, system, tool_result, user
-from puna.posttrain.tasks.item import Case, Item, ToolRef, with_filler
+from puna.posttrain.tasks.item import Case, Item, ToolRef
 from puna.posttrain.tasks.operands import operand
 from puna.posttrain.world import Part, World
 
@@ -52,7 +52,7 @@ def functions(world: World, part: Part, rng: Random) -> Case:
             entities=(*(f"function:{tool.name}" for tool in tools), f"operand:{a}", f"operand:{b}"),
         ),
         answer=answer,
-        faults=(with_filler(answer, rng), wrong[0]),
+        faults=(wrong[0],),
     )
 
 

@@ -41,7 +41,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An item, a faultless answer (the messages after the prompt), and faulty ones."""
+    """An item, a faultless answer (the messages after the prompt), and faulty ones: each of them fails the item's check."""
 
     item: Item
     answer: Dialog

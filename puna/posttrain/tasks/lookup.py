@@ -12,7 +12,7 @@ from random import Random
 from puna.chat import Dialog, ToolCall, assistant, system, tool_result, user
 from puna.posttrain.languages import QUESTIONS, REFUSALS, RELATIONS
 from puna.posttrain.tasks.facts import fact_check
-from puna.posttrain.tasks.item import Case, Item, with_filler
+from puna.posttrain.tasks.item import Case, Item
 from puna.posttrain.tasks.toolbox import SEARCH, builtin_sets, builtin_system
 from puna.posttrain.world import Part, World, article
 
@@ -40,5 +40,5 @@ def lookup(world: World, part: Part, rng: Random) -> Case:
             entities=(f"person:{person.name}",),
         ),
         answer=answer,
-        faults=(with_filler(answer, rng), (assistant(REFUSALS["en"]),)),
+        faults=((assistant(REFUSALS["en"]),),),
     )
