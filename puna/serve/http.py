@@ -76,12 +76,14 @@ def check_address(host: str, api_key: str | None) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one. Raises `PunaError` that says why it cannot be had."""
+    """A listening socket; port 0 takes a free one. Raises `PunaError` that says why it cannot be had."""
+    require(0 <= port <= 65535, f"cannot listen on {host} port {port}", hint="ports go from 1 to 65535")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(128)
     except (OSError, OverflowError) as error:
         hints = {
             errno.EADDRINUSE: f"another program listens there; try --port {port + 1 if port < 65535 else 8000}",
