@@ -97,7 +97,7 @@ def _replace(config: Any, path: list[str], text: str, whole: str) -> Any:
         require(nested, f"{whole!r}: {name!r} is a single value, it has no fields")
         return dataclasses.replace(config, **{name: _replace(current, rest, text, whole)})
     annotation = typing.get_type_hints(type(config))[name]
-    return dataclasses.replace(config, **{name: _parse(annotation, text, whole)})
+    return dataclasses.replace(config, **{name: parse(annotation, text, whole)})
 
 
 def _number_or_text(text: str) -> Any:
@@ -114,15 +114,15 @@ def _unknown(name: str, whole: str, known: Iterable[str]) -> typing.NoReturn:
     raise ConfigError(f"unknown setting {whole!r}", hint=hint)
 
 
-def _parse(annotation: Any, text: str, name: str) -> Any:
-    """A command-line string as a value of the annotated type."""
+def parse(annotation: Any, text: str, name: str) -> Any:
+    """A command-line string as a value of the annotated type. Raises `ConfigError` where it is not one."""
     options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
     if type(None) in options and text.lower() in ("none", "null"):
         return None
     if str in options:
         return text
     if Path in options:
-        return Path(text)
+        return Path(text).expanduser()
     if any(dataclasses.is_dataclass(o) for o in options):
         raise ConfigError(f"{name!r} is a group of settings", hint=f"set one of its fields: {name}.FIELD=VALUE")
     container = next((o for o in options if typing.get_origin(o) is tuple), None)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from puna.artifacts import Artifact
@@ -36,28 +37,23 @@ class LmData:
         self.train = TokenShards.load(artifact, "train")
         self.heldout = TokenShards.load(artifact, "heldout")
         self.seed = seed
-        self.samples = self.train.tokens // config.sequence_length
-        self.notes = {"epoch_steps": max(1, self.samples // config.rows)}
+        samples = self.train.samples(config.sequence_length)
+        self.notes = {"epoch_steps": samples / config.rows, "train_tokens": self.train.tokens}
 
     def batch(self, step: int) -> Rows:
-        first = step * self.config.rows
-        return self._rows(
-            self.train,
-            [
-                self.train.shuffled(i, self.config.sequence_length, self.seed)
-                for i in range(first, first + self.config.rows)
-            ],
-        )
+        T, first = self.config.sequence_length, step * self.config.rows
+        return _rows([self.train.shuffled(i, T, self.seed) for i in range(first, first + self.config.rows)])
 
     def validation(self) -> list[Rows]:
-        count = min(self.config.validation_rows, self.heldout.tokens // self.config.sequence_length)
-        step = self.config.rows
-        return [self._rows(self.heldout, range(i, min(i + step, count))) for i in range(0, count, step)]
+        T, size = self.config.sequence_length, self.config.rows
+        count = min(self.config.validation_rows, self.heldout.samples(T))
+        groups = [range(i, min(i + size, count)) for i in range(0, count, size)]
+        return [_rows([self.heldout.sample(i, T) for i in group]) for group in groups]
 
-    def _rows(self, shards: TokenShards, indices) -> Rows:
-        samples = [shards.sample(i, self.config.sequence_length) for i in indices]
-        tokens = torch.stack([torch.from_numpy(t) for t, _ in samples])
-        documents = torch.stack([torch.from_numpy(d) for _, d in samples])
-        # The first token of a document is not predicted from the one before it: that belongs to another document.
-        same = documents[:, 1:] == documents[:, :-1]
-        return Rows(tokens=tokens[:, :-1], targets=tokens[:, 1:], documents=documents[:, :-1], weights=same.float())
+
+def _rows(samples: list[tuple[np.ndarray, np.ndarray]]) -> Rows:
+    tokens = torch.from_numpy(np.stack([t for t, _ in samples]))
+    documents = torch.from_numpy(np.stack([d for _, d in samples]))
+    # The first token of a document is not predicted from the one before it: that belongs to another document.
+    same = documents[:, 1:] == documents[:, :-1]
+    return Rows(tokens=tokens[:, :-1], targets=tokens[:, 1:], documents=documents[:, :-1], weights=same.float())

@@ -1,0 +1,313 @@
+"""The command line: `puna run`, `chat`, `serve`, `show`, and `stage` for any single stage.
+
+Settings are `name=value`, typed and checked: an unknown one is answered with the nearest known. A user's error is shown
+as what happened and what to do next, without a traceback; the exit code is not 0.
+"""
+
+import argparse
+import errno
+import importlib
+import inspect
+import json
+import os
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+from puna import __version__, artifacts, config, log
+from puna.artifacts import Artifact
+from puna.errors import ArtifactError, ConfigError, PunaError
+
+RECIPES = {"tiny": "a 3M-parameter Llama 3.1 made from raw text on a laptop CPU in about a quarter of an hour"}
+
+STAGES = {
+    "curate": "puna.curation.curate",
+    "mix": "puna.curation.mix",
+    "train_tokenizer": "puna.tokenizer.train",
+    "tokenise": "puna.tokenizer.shards",
+    "train": "puna.train.loop",
+    "build_world": "puna.posttrain.world",
+    "build_dialogs": "puna.posttrain.tasks.build",
+    "sample": "puna.posttrain.sampling",
+    "prefer": "puna.posttrain.preferences",
+    "reject": "puna.posttrain.rejection",
+    "average": "puna.posttrain.averaging",
+    "evaluate": "puna.posttrain.evaluation",
+    "measure_bits": "puna.posttrain.evaluation",
+    "measure_baselines": "puna.evaluation.baselines",
+    "check_contamination": "puna.posttrain.evaluation",
+    "quantise": "puna.quant.quantise",
+    "write_report": "puna.evaluation.report",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code. Installed as `puna`."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except PunaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'the output'}\nhint: {_DISK[error.errno]}", file=sys.stderr)
+        return 6
+
+
+_DISK = {
+    errno.ENOSPC: "free some space, then run the same command again: it continues where it was",
+    errno.EDQUOT: "free some of your quota, then run the same command again: it continues where it was",
+    errno.EROFS: "the disk is read-only: choose another place with out=PATH",
+    errno.EACCES: "you may not write there: choose another place with out=PATH",
+    errno.EPERM: "you may not write there: choose another place with out=PATH",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their help."""
+    top = argparse.ArgumentParser(
+        prog="puna",
+        description="The whole Llama 3.1 system: raw text in, a chatting, evaluated, quantised model out.",
+        epilog="Start with `puna run tiny`; then `puna chat out/tiny`. Each command has its own --help.",
+    )
+    top.add_argument("--version", action="version", version=f"puna {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_chat(commands)
+    _add_serve(commands)
+    _add_show(commands)
+    _add_stage(commands)
+    return top
+
+
+def _add(commands: Any, name: str, command: Any, summary: str, epilog: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(
+        name, help=summary, description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sub.set_defaults(command=command)
+    return sub
+
+
+def _add_run(commands: Any) -> None:
+    sub = _add(
+        commands,
+        "run",
+        _run,
+        "Run a recipe: every stage from raw text to the report.",
+        """examples:
+  puna run tiny                       the embedded corpus, into out/tiny
+  puna run tiny data=~/texts          your own .txt .md .jsonl(.zst) .parquet .warc.gz
+  puna run tiny out=out/second seed=1 another seed, another place
+  puna run tiny rounds=2              two rounds of post-training
+  puna run tiny --settings            print every setting and its value, run nothing
+
+Interrupted (Ctrl-C, kill -9, power), the same command continues where it was.
+Run again when complete, it does nothing and says so.""",
+    )
+    sub.add_argument("recipe", choices=RECIPES, help="; ".join(f"{k}: {v}" for k, v in RECIPES.items()))
+    sub.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="out, data, seed, rounds, or any setting")
+    sub.add_argument("--settings", action="store_true", dest="print_settings", help="print all settings, run nothing")
+
+
+def _run(options: argparse.Namespace) -> int:
+    recipe = importlib.import_module(f"puna.recipes.{options.recipe}")
+    arguments, rest = _split(options.settings, inspect.signature(recipe.recipe).parameters)
+    out = Path(arguments.pop("out", None) or Path("out") / options.recipe)
+    settings = config.override(recipe.recipe(**_typed(recipe.recipe, arguments)), rest)
+    if options.print_settings:
+        print(json.dumps(config.to_json(settings), indent=1))
+        return 0
+    recipe.run(settings, out)
+    return 0
+
+
+def _split(assignments: list[str], own: typing.Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Settings that are the recipe's (or stage's) own arguments, and those of its configuration."""
+    mine, rest = {}, []
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if equals and name in (*own, "out"):
+            mine[name] = value
+        else:
+            rest.append(assignment)
+    return mine, rest
+
+
+def _typed(function: Any, arguments: dict[str, str]) -> dict[str, Any]:
+    hints = typing.get_type_hints(function)
+    return {name: config.parse(hints[name], text, name) for name, text in arguments.items()}
+
+
+def _add_chat(commands: Any) -> None:
+    sub = _add(
+        commands,
+        "chat",
+        _chat,
+        "Talk to a model in the terminal.",
+        """examples:
+  puna chat out/tiny                         the run's final model
+  puna chat out/tiny/10-int4                 any checkpoint or quantised checkpoint
+  echo "What is 17 + 25?" | puna chat out/tiny
+
+In the chat: /help lists the commands, Ctrl-C stops an answer, /bye leaves.""",
+    )
+    sub.add_argument("path", type=Path, help="a run's folder, a checkpoint, or a quantised checkpoint")
+    sub.add_argument("--system", default="", help="the system message")
+    sub.add_argument("--temperature", type=float, default=0.6)
+    sub.add_argument("--top-p", type=float, default=0.9)
+    sub.add_argument("--max-tokens", type=int, default=256, help="longest answer, in tokens")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--threads", type=int, default=None)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from puna.serve.terminal import chat_command
+
+    return chat_command(model_path(options.path), options)
+
+
+def _add_serve(commands: Any) -> None:
+    sub = _add(
+        commands,
+        "serve",
+        _serve,
+        "Answer OpenAI's API, and show a chat page, on this machine.",
+        """examples:
+  puna serve out/tiny                        http://127.0.0.1:8000, page at /, API at /v1
+  puna serve out/tiny --port 9000 --api-key secret
+
+Then, with the official client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none").""",
+    )
+    sub.add_argument("path", type=Path, help="a run's folder, a checkpoint, or a quantised checkpoint")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    sub.add_argument("--port", type=int, default=8000)
+    sub.add_argument("--api-key", default=None, help="required from every client, if given")
+    sub.add_argument("--threads", type=int, default=None)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from puna.serve.http import serve
+
+    return serve(model_path(options.path), host=options.host, port=options.port, api_key=options.api_key)
+
+
+def _add_show(commands: Any) -> None:
+    sub = _add(
+        commands,
+        "show",
+        _show,
+        "Say what an artifact is, and where it comes from, back to the raw data.",
+        "example:\n  puna show out/tiny/06-base",
+    )
+    sub.add_argument("path", type=Path)
+    sub.add_argument("--json", action="store_true", help="the whole manifest")
+
+
+def _show(options: argparse.Namespace) -> int:
+    path = model_path(options.path)
+    artifact = artifacts.load(path)
+    if options.json:
+        print(json.dumps(artifact.manifest, indent=1, ensure_ascii=False))
+        return 0
+    manifest = artifact.manifest
+    size = sum(f["size"] for f in manifest["files"].values())
+    print(f"{path}: {artifact.kind}, made by {artifact.stage}")
+    print(f"  created  {manifest['created']} in {log.duration(manifest['seconds'])}, by puna {manifest['code']}")
+    print(f"  digest   {artifact.digest}")
+    print(f"  files    {len(manifest['files'])}, {size:,} bytes")
+    for name, record in manifest["files"].items():
+        print(f"    {record['size']:>14,}  {name}")
+    for title, values in (("settings", artifact.config), ("metrics", artifact.metrics)):
+        print(f"  {title}")
+        for name, value in _flat(values):
+            print(f"    {name} = {value}")
+    print("  lineage")
+    for depth, role, recorded, parent in artifacts.ancestry(artifact):
+        what = f"{parent.kind}, made by {parent.stage}" if parent else "raw data, or not there any more"
+        print(f"  {'  ' * depth}{role}: {recorded} ({what})")
+    return 0
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> typing.Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            text = json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{name}", text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def model_path(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the final one of a run's folder."""
+    record = path / "run.json"
+    if not record.is_file():
+        if not path.exists():
+            raise ArtifactError(f"{path} does not exist", hint="make one with `puna run tiny`")
+        return path
+    return path / json.loads(record.read_text())["model"]
+
+
+def _add_stage(commands: Any) -> None:
+    names = ", ".join(STAGES)
+    sub = _add(
+        commands,
+        "stage",
+        _stage,
+        "Run a single stage, as recipes do.",
+        f"""Inputs and settings are NAME=VALUE; an input is a path (several: separated by commas).
+stages: {names}
+
+examples:
+  puna stage curate pages=~/texts out=out/text
+  puna stage train_tokenizer documents=out/text out=out/tokenizer vocab_size=8192
+  puna stage curate --settings""",
+    )
+    sub.add_argument("name", choices=STAGES, metavar="STAGE")
+    sub.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    sub.add_argument("--config", type=Path, help="a JSON file with the stage's settings, e.g. from a manifest")
+    sub.add_argument("--settings", action="store_true", dest="print_settings", help="print all settings, run nothing")
+
+
+def _stage(options: argparse.Namespace) -> int:
+    function = getattr(importlib.import_module(STAGES[options.name]), options.name)
+    plain = inspect.unwrap(function)
+    roles = [name for name in inspect.signature(plain).parameters if name not in ("config", "out")]
+    hints = typing.get_type_hints(plain)
+    given, rest = _split(options.settings, roles)
+    start = json.loads(options.config.read_text()) if options.config else {}
+    try:
+        settings = config.override(config.from_json(hints["config"], start), rest)
+    except TypeError as error:
+        raise ConfigError(str(error), hint="give these settings by --config FILE.json") from None
+    if options.print_settings:
+        print(json.dumps(config.to_json(settings), indent=1))
+        return 0
+    if "out" not in given:
+        raise ConfigError("no place to write to", hint="give out=PATH")
+    inputs = [_input(hints[role], role, given.get(role)) for role in roles]
+    made = function(settings, *inputs, out=Path(given["out"]))
+    print(f"{made.path}: {made.kind}")
+    return 0
+
+
+def _input(hint: Any, role: str, text: str | None) -> Any:
+    if text is None:
+        if type(None) in typing.get_args(hint):
+            return None
+        raise ConfigError(f"the input {role!r} is missing", hint=f"give {role}=PATH")
+    if typing.get_origin(hint) is list:
+        return [artifacts.load(p) for p in text.split(",")]
+    return artifacts.load(text) if Artifact in (hint, *typing.get_args(hint)) else Path(text).expanduser()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
