@@ -171,17 +171,20 @@ def serve(request: dict, kernel: Kernel) -> dict:
 
 
 def collect(limits: dict[int, int], deadline: float) -> tuple[dict[int, bytes], str]:
-    """Read the pipes until they are closed; the reason is `time` or `output` where that was not the end of it."""
+    """Read the pipes until they are closed; the reason is `time` or `output` where they were not read to the end."""
     written = dict.fromkeys(limits, b"")
     poll = select.poll()
     for fd in limits:
         poll.register(fd, select.POLLIN)
+    poll.register(0, 0)  # no events but the hang-up: whoever asked is gone
     unclosed = len(limits)
     while unclosed:
         left = deadline - time.monotonic()
         if left <= 0:
             return written, "time"
         for fd, _ in poll.poll(left * 1000):
+            if fd == 0:
+                return written, "nobody asks"
             block = os.read(fd, 65536)
             if not block:
                 poll.unregister(fd)

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -419,3 +420,35 @@ def test_the_tool_takes_code_and_gives_text(sandbox):
     assert tool.call({"code": "2**10"}) == "1024"
     assert tool.call({"code": "1/0"}) == "error: ZeroDivisionError: division by zero"
     assert tool.call({"query": "1"}) == "error: argument 'code' is missing"
+
+
+@KERNEL_WALL
+def test_no_program_outlives_the_process_that_asked():
+    script = (
+        "from puna.tools.sandbox import *\n"
+        "sandbox = Sandbox(SandboxConfig(cpu_s=60, wall_s=60)).start()\n"
+        "print(sandbox._process.pid, flush=True)\n"
+        "sandbox.run('while True: pass')"
+    )
+    asker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    zygote = int(asker.stdout.readline())
+    children = Path(f"/proc/{zygote}/task/{zygote}/children")
+    assert wait_for(lambda: children.read_text().strip())
+    program = int(children.read_text())
+    asker.kill()
+    asker.communicate()
+    assert wait_for(lambda: not alive(zygote) and not alive(program))
+
+
+def wait_for(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
