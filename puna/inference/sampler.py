@@ -1,0 +1,136 @@
+"""Drawing the next token, for a whole batch at once and yet for each request as if it were alone.
+
+The distribution is softmax(logits / temperature), cut down in this order (that of Hugging Face's generation):
+
+    top_k   the k likeliest tokens
+    top_p   of those, the fewest that hold at least p of their probability (Holtzman et al. 2019, arXiv 1904.09751)
+    min_p   of those, the ones with at least this share of the likeliest one's probability (arXiv 2407.01082)
+
+Then one uniform number picks from it by inverse cumulative sums. The number is a hash of (seed, how many tokens the
+request has drawn): no generator has a state, so neither the batch nor the order of steps can matter. Temperature 0 is
+the likeliest token. The log-probability that is reported is the model's own, at temperature 1 and uncut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from puna.chat import Sampling
+from puna.config import require
+
+_FEW = 256  # candidates that nearly always hold top_p of the probability; sorting all of them costs far more
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def check(sampling: Sampling) -> None:
+    """Raises `ConfigError` for a value out of range."""
+    s = sampling
+    require(s.temperature >= 0, f"temperature={s.temperature} must not be negative", hint="0 is greedy, 1 plain")
+    require(0 < s.top_p <= 1, f"top_p={s.top_p} must be above 0 and at most 1", hint="1 switches it off")
+    require(s.top_k >= 0, f"top_k={s.top_k} must not be negative", hint="0 switches it off")
+    require(0 <= s.min_p <= 1, f"min_p={s.min_p} must be between 0 and 1", hint="0 switches it off")
+    require(s.max_tokens >= 0, f"max_tokens={s.max_tokens} must not be negative")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The settings of a batch as arrays, one row per request; made anew when the batch changes."""
+
+    seeds: np.ndarray  # (B,) uint64
+    temperature: Tensor  # (B, 1)
+    top_p: Tensor  # (B, 1)
+    top_k: Tensor  # (B, 1), the vocabulary's size where there is no limit
+    min_p: Tensor  # (B, 1)
+    greedy: Tensor  # indices of the rows at temperature 0
+    whole: Tensor  # of those drawn from the whole vocabulary (min_p at most)
+    ranked: Tensor  # of those with top_k or top_p
+    most_k: int  # the largest top_k among the ranked rows, or 0 if one of them has none
+
+    @classmethod
+    def of(cls, settings: Sequence[Sampling], vocab_size: int) -> "Rows":
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32)[:, None]
+
+        def rows(kind: str) -> Tensor:
+            return torch.tensor([i for i, s in enumerate(settings) if _kind(s) == kind], dtype=torch.int64)
+
+        limits = [s.top_k for s in settings if _kind(s) == "ranked"]
+        return cls(
+            seeds=np.array([s.seed & (2**64 - 1) for s in settings], dtype=np.uint64),
+            temperature=column([s.temperature or 1.0 for s in settings]),
+            top_p=column([s.top_p for s in settings]),
+            top_k=column([s.top_k or vocab_size for s in settings]),
+            min_p=column([s.min_p for s in settings]),
+            greedy=rows("greedy"),
+            whole=rows("whole"),
+            ranked=rows("ranked"),
+            most_k=0 if 0 in limits else max(limits, default=0),
+        )
+
+
+def _kind(sampling: Sampling) -> str:
+    if sampling.temperature == 0 or sampling.top_k == 1:
+        return "greedy"
+    return "ranked" if sampling.top_k or sampling.top_p < 1 else "whole"
+
+
+def draw(logits: Tensor, rows: Rows, drawn: Sequence[int]) -> tuple[list[int], list[float]]:
+    """The next token of each request and its log-probability. `logits` (B, V) float32; `drawn` counts earlier tokens."""
+    if len(rows.greedy) == len(logits):
+        tokens = logits.argmax(-1)
+    else:
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        uniforms = torch.from_numpy(uniform(rows.seeds, np.array(drawn, dtype=np.uint64)))[:, None]
+        for which, pick in ((rows.greedy, _likeliest), (rows.whole, _from_all), (rows.ranked, _from_ranked)):
+            if len(which):
+                tokens[which] = pick(logits[which], rows, which, uniforms[which])
+    chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens.tolist(), chosen.tolist()
+
+
+def _likeliest(logits: Tensor, _rows: Rows, _which: Tensor, _uniforms: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
+def _from_all(logits: Tensor, rows: Rows, which: Tensor, uniforms: Tensor) -> Tensor:
+    p = torch.softmax(logits / rows.temperature[which], -1)
+    floor = rows.min_p[which]
+    if floor.any():
+        p = torch.where(p >= floor * p.amax(-1, keepdim=True), p, 0.0)
+    return _inverse(p, uniforms)
+
+
+def _from_ranked(logits: Tensor, rows: Rows, which: Tensor, uniforms: Tensor) -> Tensor:
+    p = torch.softmax(logits / rows.temperature[which], -1)
+    top_k, top_p, min_p = rows.top_k[which], rows.top_p[which], rows.min_p[which]
+    count = min(rows.most_k or _FEW, p.shape[1])
+    best, ids = p.topk(count, dim=-1)  # descending
+    if not rows.most_k and bool((best.sum(-1, keepdim=True) < top_p).any()):
+        best, ids = p.sort(dim=-1, descending=True)
+    rank = torch.arange(best.shape[1])
+    best = torch.where(rank < top_k, best, 0.0)
+    # With top_k the probability is counted among the k; without, all of it is 1, also where only a few are at hand.
+    total = torch.where(top_k < p.shape[1], best.sum(-1, keepdim=True), 1.0)
+    before = best.cumsum(-1) - best
+    best = torch.where((before < top_p * total) & (best >= min_p * best[:, :1]), best, 0.0)
+    return ids.gather(1, _inverse(best, uniforms)[:, None])[:, 0]
+
+
+def _inverse(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The index of each row (B, N) at which the running sum first passes `uniforms` (B, 1) of the row's total."""
+    sums = weights.double().cumsum(-1)
+    return torch.searchsorted(sums, uniforms * sums[:, -1:], right=True)[:, 0].clamp_max(weights.shape[1] - 1)
+
+
+def uniform(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1), float64, one per (seed, count); both uint64. SplitMix64's finaliser (Steele et al. 2014)."""
+    return (_mix(_mix(seeds + _GOLDEN) + counts * _GOLDEN) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.chat import Sampling
+from puna.errors import ConfigError
+from puna.inference import sampler
+from puna.inference.sampler import Rows, draw, uniform
+
+V = 40
+P = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+
+
+def shares(sampling: dict, logits: torch.Tensor, draws: int = 4000) -> torch.Tensor:
+    """How often each token is drawn over many seeds."""
+    settings = [Sampling(**sampling, seed=seed) for seed in range(draws)]
+    tokens, _ = draw(logits.expand(draws, -1), Rows.of(settings, len(logits)), [0] * draws)
+    return torch.bincount(torch.tensor(tokens), minlength=len(logits)) / draws
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ({"temperature": 1.0}, P),
+        ({"temperature": 0.5}, P**2),
+        ({"temperature": 1.0, "top_k": 2}, P * torch.tensor([1, 1, 0, 0, 0, 0])),
+        ({"temperature": 1.0, "top_p": 0.6}, P * torch.tensor([1, 1, 0, 0, 0, 0])),
+        ({"temperature": 1.0, "top_p": 0.7}, P * torch.tensor([1, 1, 1, 0, 0, 0])),
+        ({"temperature": 1.0, "min_p": 0.3}, P * torch.tensor([1, 1, 1, 0, 0, 0])),
+        ({"temperature": 1.0, "min_p": 1.0}, P * torch.tensor([1, 0, 0, 0, 0, 0])),
+        # Of the top 3 (0.8 in all), 0.4 and 0.25 hold 81%.
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.8}, P * torch.tensor([1, 1, 0, 0, 0, 0])),
+        ({"temperature": 1.0, "top_p": 0.95, "min_p": 0.5}, P * torch.tensor([1, 1, 0, 0, 0, 0])),
+        ({"temperature": 0.0}, P * torch.tensor([1, 0, 0, 0, 0, 0])),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_the_cut_distribution_says(sampling, expected):
+    order = torch.tensor([3, 0, 5, 1, 4, 2])  # likeliest first would hide a wrong index
+    measured = shares(sampling, P.log()[order])
+    expected = (expected / expected.sum())[order]
+    assert (measured[expected == 0] == 0).all()
+    assert (measured - expected).abs().max() < 0.03
+
+
+def test_a_flat_distribution_needs_more_candidates_than_a_few_and_gets_them():
+    logits = torch.zeros(2000)
+    drawn = shares({"temperature": 1.0, "top_p": 0.9}, logits, 6000)
+    assert 1500 < (drawn > 0).sum() <= 1801
+
+
+RANDOM = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    top_k=st.sampled_from([0, 1, 3, 30, 1000]),
+    min_p=st.sampled_from([0.0, 0.1, 0.5]),
+    seed=st.integers(-5, 2**64),
+)
+
+
+@given(st.lists(RANDOM, min_size=1, max_size=6), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_a_row_gets_the_same_token_alone_and_in_any_batch(samplings, seed):
+    logits = torch.randn(len(samplings), V, generator=torch.Generator().manual_seed(seed)) * 3
+    counts = list(range(len(samplings)))
+    together, logprobs = draw(logits, Rows.of(samplings, V), counts)
+    for i, sampling in enumerate(samplings):
+        alone, logprob = draw(logits[i : i + 1], Rows.of([sampling], V), counts[i : i + 1])
+        assert alone == together[i : i + 1]
+        assert logprob[0] == pytest.approx(logprobs[i], abs=1e-5)
+
+
+def test_the_log_probability_is_the_models_own_whatever_the_sampling():
+    tokens, logprobs = draw(P.log()[None], Rows.of([Sampling(temperature=0.2, top_k=2, seed=1)], len(P)), [0])
+    assert logprobs[0] == pytest.approx(P[tokens[0]].log().item(), abs=1e-5)
+
+
+def test_uniform_numbers_are_uniform_and_independent_between_seeds_and_counts():
+    seeds, counts = np.meshgrid(np.arange(200, dtype=np.uint64), np.arange(200, dtype=np.uint64))
+    u = uniform(seeds.ravel(), counts.ravel()).reshape(200, 200)
+    assert u.min() >= 0 and u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.005 and abs(u.var() - 1 / 12) < 0.002
+    assert len(np.unique(u)) == u.size
+    assert abs(np.corrcoef(u[:-1].ravel(), u[1:].ravel())[0, 1]) < 0.02
+    assert abs(np.corrcoef(u[:, :-1].ravel(), u[:, 1:].ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"min_p": 2.0}, {"max_tokens": -1}]
+)
+def test_a_setting_out_of_range_is_an_error_that_shows_it(wrong):
+    with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):
+        sampler.check(Sampling(**wrong))
