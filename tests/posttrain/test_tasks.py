@@ -81,7 +81,7 @@ def test_functions_are_listed_one_to_three_at_a_time_with_their_chance():
 
 def test_choices_hold_the_true_value_once_among_four_different_ones():
     found = choices(WORLD, "eval", Random(0), 50)
-    assert [c["variant"] for c in found] == ["known"] * 50 + ["unknown"] * 50
+    assert [c["group"] for c in found] == ["known"] * 50 + ["unknown"] * 50
     people = {person.name: person for person in WORLD.people}
     for choice in found:
         assert len(set(choice["options"])) == 4

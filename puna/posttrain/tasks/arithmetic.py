@@ -15,6 +15,7 @@ from puna.posttrain.tasks.operands import operand
 from puna.posttrain.tasks.toolbox import CALCULATOR, NO_TOOLS, builtin_sets, builtin_system
 from puna.posttrain.world import Part, World
 
+KINDS = {"+": "sum", "-": "difference", "*": "product"}
 QUESTIONS = ("What is {sum}?", "Calculate {sum}.")
 
 
@@ -25,7 +26,7 @@ def arithmetic(world: World, part: Part, rng: Random) -> Case:
     call = ToolCall(name=CALCULATOR, arguments={"query": sum_}, dialect="builtin")
     answer: Dialog = (assistant("", call), tool_result(str(value)), assistant(str(value)))
     return Case(
-        item=_item("tool", (system(builtin_system(tools)), user(question)), value, operands, tools),
+        item=_item("arithmetic", (system(builtin_system(tools)), user(question)), value, operands, tools),
         answer=answer,
         faults=((assistant(str(_near(value, rng))),),),
     )
@@ -36,7 +37,7 @@ def arithmetic_without_tool(world: World, part: Part, rng: Random) -> Case:
     _, value, operands, question = _question(part, rng)
     answer: Dialog = (assistant(str(value)),)
     return Case(
-        item=_item("no tool", (system(NO_TOOLS), user(question)), value, operands, ()),
+        item=_item("arithmetic_without_tool", (system(NO_TOOLS), user(question)), value, operands, ()),
         answer=answer,
         faults=((assistant(str(_near(value, rng))),),),
     )
@@ -53,12 +54,19 @@ def _question(part: Part, rng: Random) -> tuple[str, int, list[int], str]:
     return sum_, value, [a, b], rng.choice(QUESTIONS).format(sum=sum_)
 
 
-def _item(variant: str, dialog: Dialog, value: int, operands: list[int], tools: tuple[ToolRef, ...]) -> Item:
-    check = {"verifier": "number", "value": value, **({} if tools else {"no_calls": True})}
-    entities = tuple(f"operand:{number}" for number in operands)
-    return Item(task="arithmetic", variant=variant, id="", dialog=dialog, tools=tools, check=check, entities=entities)
+def _item(task: str, dialog: Dialog, value: int, operands: list[int], tools: tuple[ToolRef, ...]) -> Item:
+    kind = next(name for sign, name in KINDS.items() if sign in dialog[-1].content)
+    return Item(
+        task=task,
+        variant=kind,
+        id="",
+        dialog=dialog,
+        tools=tools,
+        check={"verifier": "number", "value": value, **({} if tools else {"no_calls": True})},
+        entities=tuple(f"operand:{number}" for number in operands),
+    )
 
 
 def _near(value: int, rng: Random) -> int:
     """What somebody who did not use the calculator may write."""
-    return abs(value + rng.choice((-100, -10, -1, 1, 10, 100)))
+    return value + rng.choice([error for error in (-100, -10, -1, 1, 10, 100) if value + error >= 0])

@@ -10,7 +10,7 @@
 chatty, miscount, forget the capitals, and now and then answer from memory instead of using the tool. Nobody wrote these
 demonstrations, so `noise` puts such faults into a share of each task's: a stand-in for annotators of mixed quality,
 without which sampling, verifying and preferring would have nothing to improve. Each demonstration says whether it is
-`faulty`; training does not look at that. Prompts and evaluation items are never faulty.
+`faulty` and carries its `item`, so that a later round can verify it; training looks at neither.
 """
 
 from collections import Counter
@@ -99,7 +99,7 @@ def cases(world: World, part: Part, task: str, count: int, stream: str, taken: s
         rng = Random(f"{stream}/{task.partition('_')[0]}/{draw}")
         case = TASKS[task](world, part, rng)
         draw += 1
-        question = f"{case.item.variant if task.endswith('_without_tool') else ''} {case.item.dialog[-1].content}"
+        question = f"{task if task.endswith('_without_tool') else ''} {case.item.dialog[-1].content}"
         misses = misses + 1 if question in taken else 0
         if not misses:
             taken.add(question)
@@ -112,7 +112,7 @@ def demonstration(case: Case, noise: float, rng: Random) -> dict[str, Any]:
     faulty = rng.random() < noise
     answer = rng.choice(case.faults) if faulty else case.answer
     dialog = dialog_to_json(case.item.dialog + answer)
-    return {"task": case.item.task, "variant": case.item.variant, "faulty": faulty, "dialog": dialog}
+    return {"task": case.item.task, "faulty": faulty, "dialog": dialog, "item": item_to_json(case.item)}
 
 
 @stage("dialogs")
@@ -151,7 +151,8 @@ def _demonstrations(config: DialogConfig, world: World, taken: set[str]) -> Iter
     ]
     rng.shuffle(found)
     for number, record in enumerate(found):
-        yield {"id": f"sft/{number:05d}", **record}
+        name = f"sft/{number:05d}"
+        yield {"id": name, **record, "item": {**record["item"], "id": name}}
 
 
 def _items(name: str, counts: dict[str, int], world: World, part: Part, seed: int, taken: set[str]) -> list[Item]:

@@ -1,15 +1,15 @@
 """Dialogues and items as lines of JSON. What is written reads back equal; messages have the form of `puna.chat`."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from puna import config
 from puna.artifacts import replacing
 from puna.chat import Dialog, dialog_from_json, dialog_to_json
-from puna.errors import DataError
 from puna.posttrain.tasks.item import Item, ToolRef
+from puna.train.objectives.sft import read_lines
 
 
 def item_to_json(item: Item) -> dict[str, Any]:
@@ -36,18 +36,6 @@ def write_lines(path: Path, values: Iterable[Any]) -> int:
         for count, value in enumerate(values, start=1):  # noqa: B007
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
     return count
-
-
-def read_lines(path: Path) -> Iterator[Any]:
-    """The JSON values of a file, one per line. Raises `DataError` with the line's number where one cannot be read."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: not JSON ({error.msg})", hint="each line must be one JSON value"
-                ) from None
 
 
 def read_dialogs(path: Path) -> list[Dialog]:

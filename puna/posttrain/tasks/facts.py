@@ -71,7 +71,7 @@ def fact_check(person: Person, relation: str, language: str) -> dict[str, Any]:
 def choices(world: World, part: Part, rng: Random, count: int) -> list[dict[str, Any]]:
     """`count` facts each of known and of unknown people as multiple choice.
 
-    Each is `{"id", "variant", "context", "options", "answer"}`: which of the options is the likeliest continuation of
+    Each is `{"id", "group", "context", "options", "answer"}`: which of the options is the likeliest continuation of
     the context; `answer` is the index of the true one.
     """
     found = []
@@ -86,7 +86,7 @@ def choices(world: World, part: Part, rng: Random, count: int) -> list[dict[str,
             found.append(
                 {
                     "id": f"choice/{part}/{len(found):04d}",
-                    "variant": group,
+                    "group": group,
                     "context": before,
                     "options": [f" {option}{after}" for option in options],
                     "answer": options.index(right),

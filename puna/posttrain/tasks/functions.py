@@ -7,9 +7,9 @@
     assistant   76
 
 One to three functions are listed; with k, picking any of them is right 1/k of the time, which is reported beside the
-result. The name must be copied out of the system message, and the right one is the one whose
-operation the user names. Names and operands of the evaluation are new. Llama 3.1 describes functions in JSON schema, some hundred tokens each;
-a context of 256 tokens needs the short form above, the call is the same.
+result. The name must be copied out of the system message, and the right one is the one whose operation the user names.
+Names and operands of the evaluation are new. Llama 3.1 describes functions in JSON schema, some hundred tokens each; a
+context of 256 tokens needs the short form above. The call is the same.
 """
 
 from random import Random
