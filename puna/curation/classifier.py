@@ -18,7 +18,7 @@ import numpy as np
 from puna.curation.words import ngrams, words_of
 
 CELL_BITS = 18
-LEARNING_RATE = 0.5
+LEARNING_RATE = 0.05
 DECAY = 1e-4  # pulls the weights of the cells in use towards zero
 
 

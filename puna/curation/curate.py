@@ -27,14 +27,14 @@ from puna.curation.documents import FILE, Document, Split, write_documents
 from puna.curation.duplicates import DuplicateConfig, ShingleStore, text_hash
 from puna.curation.embedded import MAX_BYTES, read_embedded
 from puna.curation.filters import Broken, FilterConfig, blocked, check_code, check_prose, without_policy_lines
-from puna.curation.languages import identify, programming_language
+from puna.curation.languages import UNKNOWN, identify, programming_language
 from puna.curation.ledger import Entry, Ledger
 from puna.curation.lines import LineCounts
 from puna.curation.outliers import WordDistributions
 from puna.curation.privacy import redact
 from puna.curation.quality import MODEL_FILE, HeuristicJudge, Judge, QualityConfig, auc
 from puna.curation.readers import Fault, Item, ReaderConfig, read
-from puna.curation.words import words_of
+from puna.curation.words import Words, words_of
 from puna.errors import DataError
 
 HASHES = 1 << 128
@@ -183,29 +183,27 @@ class Curation:
         code = programming_language(document.id, document.url, text)
         lang, probability = (code, 1.0) if code else identify(text)
         if probability < config.min_language_probability:
-            lang = "und"
+            lang = UNKNOWN
         self.ledger.entries[index].lang = lang
         web = document.url.startswith(("http://", "https://"))
         if web and not code:
             text = without_policy_lines(text)
-        if broken := self._broken_rule(document, text, lang, bool(code), web):
+        words = words_of(text)
+        if broken := self._broken_rule(document.url, text, words, lang, code=bool(code), web=web):
             self.ledger.drop(index, "rules", broken.reason, broken.evidence, document.text)
             return
         self.survivors.append(Survivor(index, digest, lang, bool(code)))
         self.alive.append(len(self.survivors) - 1)
         self.texts.append(text)
-        self.shingles.append(self._words)
+        self.shingles.append(words)
 
-    def _broken_rule(self, document: Document, text: str, lang: str, code: bool, web: bool) -> Broken | None:
-        config = self.config
-        if broken := blocked(document.url, config.filters):
+    def _broken_rule(self, url: str, text: str, words: Words, lang: str, *, code: bool, web: bool) -> Broken | None:
+        filters = self.config.filters
+        if broken := blocked(url, filters):
             return broken
-        if not code and config.languages and lang not in config.languages:
+        if not code and self.config.languages and lang not in self.config.languages:
             return Broken("language is not wanted", lang)
-        self._words = words_of(text)
-        if code:
-            return check_code(text, self._words, config.filters)
-        return check_prose(text, self._words, lang, config.filters, web=web)
+        return check_code(text, words, filters) if code else check_prose(text, words, lang, filters, web=web)
 
     def _near_duplicates(self) -> dict[str, Any]:
         def rank(position: int) -> tuple[int, int]:

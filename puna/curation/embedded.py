@@ -15,6 +15,7 @@ decides, so that no docstring is held out here and trained on there.
 
 import importlib.metadata
 import inspect
+import os
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -34,10 +35,11 @@ PARTS = {
     "python-tests": 0.10,
 }
 MAX_BYTES = 24_000_000
-GUIDES = {".md", ".rst", ".txt"}
+READ = {".md", ".rst", ".txt", ".py"}
 MIN_DOCSTRING, MIN_DOCSTRINGS = 300, 1000  # characters: of one that is taken, of all taken from a module
 
 _DOCSTRING = re.compile(r'^[ \t]*[rRuU]?("""|\'\'\')(.*?)\1', re.MULTILINE | re.DOTALL)
+_PASSED_OVER = {"site-packages", "dist-packages", "__pycache__"}
 _OURS = re.compile(r"^(?:puna|__editable__)", re.IGNORECASE)
 
 
@@ -73,20 +75,15 @@ def _files() -> dict[str, Path]:
     """Every text file of the standard library and of the installed packages, by its path inside them."""
     paths = sysconfig.get_paths()
     found: dict[str, Path] = {}
-    for place, root in (("stdlib", Path(paths["stdlib"])), ("packages", Path(paths["purelib"]))):
-        for path in root.rglob("*"):
-            inside = path.relative_to(root)
-            if path.suffix not in GUIDES | {".py"} or _passed_over(inside, place) or not path.is_file():
-                continue
-            found[f"{place}/{inside.as_posix()}"] = path
+    for place, root in (("stdlib", paths["stdlib"]), ("packages", paths["purelib"])):
+        for folder, folders, files in os.walk(root):
+            top = folder == root
+            folders[:] = [f for f in folders if f not in _PASSED_OVER and f[0] != "." and not (top and _OURS.match(f))]
+            inside = os.path.relpath(folder, root)
+            for name in files:
+                if os.path.splitext(name)[1] in READ and not (top and _OURS.match(name)):
+                    found[Path(place, inside, name).as_posix()] = Path(folder, name)
     return found
-
-
-def _passed_over(inside: Path, place: str) -> bool:
-    parts = inside.parts
-    if place == "stdlib" and ("site-packages" in parts or "dist-packages" in parts):
-        return True
-    return _OURS.match(parts[0]) is not None or any(p.startswith(".") or p == "__pycache__" for p in parts)
 
 
 def _belongs(name: str) -> str:
@@ -122,9 +119,15 @@ def _item(name: str, path: Path, source: str, config: ReaderConfig) -> Iterator[
 
 
 def docstrings(code: str) -> str:
-    """The long documentation strings of a module, one after another."""
+    """The long documentation strings of a module, one after another, each paragraph once."""
     strings = (inspect.cleandoc(match.group(2)) for match in _DOCSTRING.finditer(code))
-    return "\n\n".join(s for s in strings if len(s) >= MIN_DOCSTRING)
+    seen: set[str] = set()
+    parts = []
+    for paragraphs in (s.split("\n\n") for s in strings if len(s) >= MIN_DOCSTRING):
+        new = [p for p in dict.fromkeys(paragraphs) if p.strip() not in seen]
+        seen.update(p.strip() for p in new)
+        parts.append("\n\n".join(new))
+    return "\n\n".join(part for part in parts if part.strip())
 
 
 def _topics(config: ReaderConfig) -> Iterator[Item]:

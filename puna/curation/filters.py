@@ -65,10 +65,33 @@ class Broken:
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 ENDS = tuple(".!?\"'”’。！？」』؟۔।॥…։።:;")
-DIRTY = (
-    "porn porno pornographic pornstar pornhub xvideos xhamster hentai milf blowjob blowjobs handjob cumshot cumshots "
-    "creampie gangbang bukkake deepthroat rimjob camgirl camgirls fleshlight upskirt shemale threesome".split()
-)
+DIRTY = [
+    "porn",
+    "porno",
+    "pornographic",
+    "pornstar",
+    "pornhub",
+    "xvideos",
+    "xhamster",
+    "hentai",
+    "milf",
+    "blowjob",
+    "blowjobs",
+    "handjob",
+    "cumshot",
+    "cumshots",
+    "creampie",
+    "gangbang",
+    "bukkake",
+    "deepthroat",
+    "rimjob",
+    "camgirl",
+    "camgirls",
+    "fleshlight",
+    "upskirt",
+    "shemale",
+    "threesome",
+]
 GENERATED = re.compile(
     r"auto-?\s?generated|automatically (?:generated|created)|generated (?:by|from|code|file)|do not (?:edit|modify)"
     r"|machine generated|this file was created by",

@@ -23,7 +23,9 @@ CODE_SUFFIXES = {
     ".css": "css", ".cmake": "cmake", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml",
 }  # fmt: skip
 UNKNOWN, CODE = "und", "code"
-UNSPACED = frozenset("zh ja th lo km my bo wuu yue dz".split())  # written without spaces between words
+UNSPACED = frozenset(
+    ["zh", "ja", "th", "lo", "km", "my", "bo", "wuu", "yue", "dz"]
+)  # written without spaces between words
 SAMPLE_CHARACTERS = 2000
 
 _STATEMENT = re.compile(

@@ -1,7 +1,7 @@
 """Bytes from a file that nobody vouches for: compressed or not, cut off, damaged, or one endless line.
 
 Two promises. Memory stays bounded, however much a file claims to hold: lines are read up to a limit, and decompression
-goes in small steps (2 KB of zstd can become at most 64 MB; a whole bomb never opens at once). And a stream that ends too
+goes in small steps (256 bytes of zstd can become 8 MB at most: a whole bomb never opens at once). And a stream that ends too
 early or does not decode raises `Damaged`, rather than looking like a shorter file: zstd's own reader takes a truncated
 file for a complete one, so the frames are followed here.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import zstandard
 
 COMPRESSED = {".zst": "zstd", ".gz": "gzip"}
-STEP_BYTES = 2048
+STEP_BYTES = 256
 SKIP_BYTES = 1 << 20
 
 
