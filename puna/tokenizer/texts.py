@@ -20,14 +20,13 @@ class Text(NamedTuple):
 
 def read_texts(path: Path, split: str, groups: list[int] | None = None) -> Iterator[Text]:
     """The documents of one `split` in file order; of the given row groups alone, if any are given."""
+    import pyarrow.compute as compute
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(path) as file:
-        columns = ["id", "text", "source", "split"]
-        for batch in file.iter_batches(ROWS, row_groups=groups, columns=columns):
-            for id, text, source, its_split in zip(*(batch.column(name).to_pylist() for name in columns)):
-                if its_split == split:
-                    yield Text(id, text, source)
+        for batch in file.iter_batches(ROWS, row_groups=groups, columns=[*Text._fields, "split"]):
+            kept = batch.filter(compute.equal(batch.column("split"), split))
+            yield from map(Text, *(kept.column(name).to_pylist() for name in Text._fields))
 
 
 def text_bytes(path: Path, split: str) -> int:

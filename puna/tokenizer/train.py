@@ -110,7 +110,7 @@ def train_ranks(texts: Iterable[str], size: int) -> dict[bytes, int]:
 
 
 def measure(tokenizer: Tokenizer, texts: Iterable[Text], limit: int) -> dict[str, Any]:
-    """How well `tokenizer` packs `texts`: at most `limit` bytes of each source are encoded.
+    """How well `tokenizer` packs `texts`: of each source, documents are encoded until they have `limit` bytes.
 
     Gives characters and bytes per token in all, bytes per token for each source, and the share of the byte strings that
     occur at all.
@@ -120,10 +120,11 @@ def measure(tokenizer: Tokenizer, texts: Iterable[Text], limit: int) -> dict[str
     for text in texts:
         if size[text.source] >= limit:
             continue
-        ids = tokenizer.encode(text.text)
+        shown = text.text[:limit]
+        ids = tokenizer.encode(shown)
         seen.update(ids)
-        characters += len(text.text)
-        size[text.source] += len(text.text.encode())
+        characters += len(shown)
+        size[text.source] += len(shown.encode())
         count[text.source] += len(ids)
     tokens = sum(count.values())
     if not tokens:

@@ -1,9 +1,13 @@
 """A small world: sentences in several scripts, code, numbers, and a tokenizer learnt from them."""
 
 import pytest
+from hypothesis import settings
 
 from puna.tokenizer import Tokenizer
 from puna.tokenizer.train import train_ranks
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+settings.load_profile("no deadline")
 
 SENTENCES = [
     "The herd was raised on the high grassland, where it isn't easy to find water in the dry months.",

@@ -2,9 +2,11 @@
 
 import base64
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import regex
 import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,3 +177,21 @@ def test_the_released_vocabulary_gives_the_published_ids():
     assert released.encode("This is a test sentence.") == [2028, 374, 264, 1296, 11914, 13]
     assert released.encode("<|eot_id|>") == [27, 91, 68, 354, 851, 91, 29]
     assert (released.bos, released.eot, released.python_tag) == (128_000, 128_009, 128_010)
+
+
+def merged_by_rank(ranks: dict[bytes, int], word: bytes) -> list[int]:
+    """The definition, as slowly as it reads: join the pair of lowest rank until none is left."""
+    parts = [bytes([b]) for b in word]
+    while True:
+        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
+        if not pairs:
+            return [ranks[p] for p in parts]
+        _, i = min(pairs)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+
+@given(st.one_of(tangled, st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=40)))
+def test_encoding_is_the_definition(tokenizer, text):
+    words = regex.findall(PATTERN, text)
+    assert "".join(words) == text
+    assert tokenizer.encode(text) == [i for word in words for i in merged_by_rank(tokenizer.ranks, word.encode())]

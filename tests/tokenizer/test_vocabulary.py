@@ -1,11 +1,14 @@
 """Learning a vocabulary, and its Hugging Face form."""
 
+import email
 import json
+import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -131,7 +134,6 @@ def test_a_vocabulary_without_room_for_all_bytes_is_refused():
 EDGES = "ab Zé漢ж 'sS'llT19²٣Ⅷ!._-。，\"\n\r\t \u00a0\u3000\u2028\u200b\u0301|<>🦙\x85\x1cſ"
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(st.sampled_from(EDGES), max_size=60), st.text(st.characters(exclude_categories=["Cs", "Cn"]))))
 def test_transformers_gives_the_same_ids(learnt, peer, text):
     ids = learnt.encode(text)
@@ -142,6 +144,17 @@ def test_transformers_gives_the_same_ids(learnt, peer, text):
 def test_transformers_gives_the_same_ids_on_prose_and_code(learnt, peer, texts):
     for text in texts:
         assert peer(text).input_ids == [learnt.bos, *learnt.encode(text)]
+
+
+def test_transformers_gives_the_same_ids_on_the_standard_library(learnt, peer):
+    files = sorted(Path(os.__file__).parent.glob("*.py"))[::8] + sorted(Path(email.__file__).parent.glob("*.py"))[:4]
+    sources = [path.read_text(encoding="utf-8") for path in files]
+    compared = 0
+    for source in sources:
+        ids = learnt.encode(source)
+        assert peer(source, add_special_tokens=False).input_ids == ids
+        compared += len(ids)
+    assert compared > 100_000
 
 
 def test_transformers_knows_the_special_tokens(learnt, peer):
