@@ -97,6 +97,8 @@ class _Gzip(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         try:
-            return self.file.readinto(buffer)
+            data = self.file.read1(len(buffer))  # no more than is there: damage further on must not take it along
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise Damaged(str(error)) from None
+        buffer[: len(data)] = data
+        return len(data)

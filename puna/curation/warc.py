@@ -9,6 +9,7 @@ an image kept, all markup (and markdown) gone.
 The charset is the one that HTTP declares, else the page's `meta`, else a guess from the bytes.
 """
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,18 +30,43 @@ def read_warc(path: Path, name: str, source: str, config: ReaderConfig) -> Itera
 
     records = responses = 0
     with open_bytes(path) as (stream, raw):
+        source_bytes, broken = _Noticing(stream), ""
         try:
-            for record in ArchiveIterator(stream, parse_http=True, auto_decode="all"):
+            for record in ArchiveIterator(source_bytes, parse_http=True, auto_decode="all"):
                 records += 1
-                if record.record_type == WarcRecordType.response:
-                    yield _page(record, f"{name}:{responses}", source, config)
-                    responses += 1
-            broken = "" if records else "no WARC record in it"
-        except (Damaged, OSError, ValueError, RuntimeError) as error:
+                if record.record_type != WarcRecordType.response:
+                    continue
+                if source_bytes.broken and record.stream_pos + record.content_length > source_bytes.position:
+                    break  # the page that the damage cuts
+                yield _page(record, f"{name}:{responses}", source, config)
+                responses += 1
+        except (OSError, ValueError, RuntimeError) as error:
             broken = str(error) or type(error).__name__
+        broken = source_bytes.broken or broken or ("" if records else "no WARC record in it")
         if broken:
             log.warn(f"{name} is damaged after {responses:,} pages ({broken}): what comes after is not read")
             yield Fault(name, source, "damaged WARC file", path.stat().st_size - raw.tell(), broken[:200])
+
+
+class _Noticing:
+    """A stream with what fastwarc asks of one: `read`, and `tell` though it cannot seek.
+
+    Damage ends the stream, so that what was read before it still comes out, and is kept in `broken`.
+    """
+
+    def __init__(self, stream: io.BufferedReader):
+        self.stream, self.position, self.broken = stream, 0, ""
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            data = self.stream.read1(size)
+        except Damaged as error:
+            self.broken, data = str(error), b""
+        self.position += len(data)
+        return data
+
+    def tell(self) -> int:
+        return self.position
 
 
 def _page(record, where: str, source: str, config: ReaderConfig) -> Item:

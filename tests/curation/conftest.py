@@ -7,11 +7,52 @@ from pathlib import Path
 
 import pytest
 
-WORDS = (
-    "river stone lantern orchard winter market signal harbour copper meadow engine letter canvas thunder garden bridge "
-    "silver window forest painter captain village machine library mountain teacher island doctor theatre railway"
-).split()
-VERBS = "carries follows reminds answers shelters repairs measures crosses remembers gathers paints explains".split()
+WORDS = [
+    "river",
+    "stone",
+    "lantern",
+    "orchard",
+    "winter",
+    "market",
+    "signal",
+    "harbour",
+    "copper",
+    "meadow",
+    "engine",
+    "letter",
+    "canvas",
+    "thunder",
+    "garden",
+    "bridge",
+    "silver",
+    "window",
+    "forest",
+    "painter",
+    "captain",
+    "village",
+    "machine",
+    "library",
+    "mountain",
+    "teacher",
+    "island",
+    "doctor",
+    "theatre",
+    "railway",
+]
+VERBS = [
+    "carries",
+    "follows",
+    "reminds",
+    "answers",
+    "shelters",
+    "repairs",
+    "measures",
+    "crosses",
+    "remembers",
+    "gathers",
+    "paints",
+    "explains",
+]
 
 
 def sentence(rng: random.Random) -> str:
