@@ -13,7 +13,6 @@ the released Llamas have them (`rope_theta` beside `rope_scaling`) and read in t
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,11 +27,12 @@ from puna.model.convert import hf_name, is_rotary, to_hf_rows, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig, RopeScaling
 from puna.model.tensorfile import Pending, TensorFile, row_pieces, write_tensors
+from puna.tokenizer.bpe import MODEL_FILE, Tokenizer, write_ranks
+from puna.tokenizer.export import write_hugging_face
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 _PIECE_BYTES = 16 << 20  # read at a time: what loading needs beside the model itself
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _FOLDER_HINT = "give a folder with config.json and model.safetensors: a checkpoint of ours or of Hugging Face"
@@ -41,7 +41,7 @@ _FOLDER_HINT = "give a folder with config.json and model.safetensors: a checkpoi
 def save_model(model: Llama, tokenizer_dir: Path | None, out: Path, dtype: torch.dtype | None = None) -> None:
     """Write `model` into the folder `out`, in `dtype` (the model's own by default).
 
-    The tokenizer's files are copied from `tokenizer_dir`; with None the folder has weights and shape only.
+    The tokenizer is taken from `tokenizer_dir`; with None the folder has weights and shape only.
     """
     dtype = dtype or model.norm.weight.dtype
     write_folder(model.config, tokenizer_dir, out, dtype)
@@ -288,32 +288,15 @@ def _weight_file_names(path: Path) -> list[str]:
 
 
 def _write_tokenizer(tokenizer_dir: Path, config: LlamaConfig, out: Path) -> dict[str, Any]:
-    """Copy the tokenizer's files and write what Hugging Face wants beside them; returns the ids for config.json."""
-    from puna.tokenizer import Tokenizer
-
+    """Write the tokenizer in both forms; returns the special ids for config.json."""
     tokenizer = Tokenizer.load(tokenizer_dir)
     if tokenizer.vocab_size > config.vocab_size:
         sizes = f"{tokenizer.vocab_size:,} tokens, the model has {config.vocab_size:,}"
         raise ConfigError(
             f"the tokenizer in {tokenizer_dir} has {sizes}", hint="give the tokenizer it was trained with"
         )
-    for name in _TOKENIZER_FILES:
-        if (tokenizer_dir / name).is_file():
-            with artifacts.replacing(out / name) as temporary:
-                shutil.copyfile(tokenizer_dir / name, temporary)
-    special = {
-        "bos_token": "<|begin_of_text|>",
-        "eos_token": "<|eot_id|>",
-        "pad_token": "<|finetune_right_pad_id|>",
-    }
-    _write_json(out / "special_tokens_map.json", special)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": config.context,
-        "clean_up_tokenization_spaces": False,
-    }
-    _write_json(out / "tokenizer_config.json", special | settings)
+    write_ranks(out / MODEL_FILE, tokenizer.ranks)
+    write_hugging_face(out, tokenizer, context=config.context)
     return {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.pad}
 
 
