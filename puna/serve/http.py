@@ -4,6 +4,10 @@
     GET  /v1/models  /v1/models/NAME
     GET  /            the page          GET /puna/info   what the page shows about the model
     GET  /health      is it up          GET /metrics     counts, for Prometheus
+    POST /puna/tools/NAME               runs one of the server's own tools on a call that the model made
+
+The page is a client like any other: when an answer is a call of a built-in tool it has the server run it, shows the
+result, and sends it back as a tool message. Other clients run their own tools.
 
 It listens on this machine only, unless told otherwise, and then it insists on an API key (`gate`). A client that
 disconnects stops its answer. Ctrl-C ends all answers and the server, in one line.
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from puna import __version__, log
+from puna.chat import ToolCall
 from puna.config import require
 from puna.errors import MissingExtra, PunaError
 from puna.serve import replies
@@ -27,7 +32,10 @@ from puna.serve.fields import ApiError, parse_json
 from puna.serve.gate import Gate, is_loopback, read_body
 from puna.serve.metrics import Metrics
 from puna.serve.page import Page
+from puna.serve.toolset import announce
 from puna.serve.worker import Ticket, Worker
+from puna.tools.agent import execute
+from puna.tools.definition import Tool
 
 try:
     import uvicorn
@@ -37,6 +45,7 @@ try:
 except ImportError as error:
     raise MissingExtra(error.name or "fastapi", "serve") from None
 
+MAX_TOOL_RUNS = 8  # at once
 CLIENT_GONE = 499  # nginx's status for it; nobody reads it but the metrics
 
 
@@ -48,10 +57,12 @@ def serve(
     api_key: str | None = None,
     name: str = "",
     examples: Sequence[str] = (),
+    tools: Sequence[Tool] = (),
 ) -> None:
     """Serve the checkpoint or quantised artifact at `path` until Ctrl-C.
 
-    `name` is the model's name to clients (the directory's, if empty); `examples` are questions that the page offers.
+    `name` is the model's name to clients (the directory's, if empty); `examples` are questions that the page offers,
+    `tools` those that it lets the model use.
     Raises `ConfigError` for an open host without a key, and `PunaError` if the port cannot be had.
     """
     check_address(host, api_key)
@@ -59,9 +70,8 @@ def serve(
     from puna.inference.engine import Engine
 
     with listener:
-        run(
-            Engine.load(path), listener, host=host, api_key=api_key, name=name or path.resolve().name, examples=examples
-        )
+        face = Face(Engine.load(path), name=name or path.resolve().name, examples=examples, tools=tools)
+        run(face, listener, host=host, api_key=api_key)
 
 
 def check_address(host: str, api_key: str | None) -> None:
@@ -94,17 +104,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(
-    engine: Any,
-    listener: socket.socket,
-    *,
-    host: str,
-    api_key: str | None = None,
-    name: str,
-    examples: Sequence[str] = (),
-) -> None:
-    """Serve `engine` on a bound socket until the process is interrupted or terminated."""
-    face = Face(engine, name=name, examples=examples)
+def run(face: "Face", listener: socket.socket, *, host: str, api_key: str | None = None) -> None:
+    """Serve on a listening socket until the process is interrupted or terminated."""
     config = uvicorn.Config(
         face.behind_gate(host, api_key),
         log_level="warning",
@@ -114,7 +115,7 @@ def run(
         timeout_graceful_shutdown=5,
     )
     shown = f"[{host}]" if ":" in host else host
-    log.info(f"{name} answers at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)")
+    log.info(f"{face.name} answers at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)")
     _Server(config, face.worker).run(sockets=[listener])
     face.worker.close()
     log.info("stopped")
@@ -139,9 +140,18 @@ class _Server(uvicorn.Server):
 class Face:
     """The application: routes over one worker."""
 
-    def __init__(self, engine: Any, *, name: str, examples: Sequence[str] = (), worker: Worker | None = None):
-        self.engine, self.name, self.examples = engine, name, list(examples)
+    def __init__(
+        self,
+        engine: Any,
+        *,
+        name: str,
+        examples: Sequence[str] = (),
+        tools: Sequence[Tool] = (),
+        worker: Worker | None = None,
+    ):
+        self.engine, self.name, self.examples, self.tools = engine, name, list(examples), list(tools)
         self.worker = worker or Worker(engine)
+        self._tool_runs = 0
         self.metrics = Metrics()
         self.page = Page.read()
         self.started = int(time.time())
@@ -163,6 +173,7 @@ class Face:
         app.add_api_route("/v1/models", self.models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", self.model, methods=["GET"])
         app.add_api_route("/puna/info", self.info, methods=["GET"])
+        app.add_api_route("/puna/tools/{name}", self.tool, methods=["POST"])
         app.add_api_route("/health", self.health, methods=["GET"])
         app.add_api_route("/metrics", self.prometheus, methods=["GET"])
         app.add_api_route("/", self.index, methods=["GET"])
@@ -225,7 +236,7 @@ class Face:
                     for chunk in reply.closing(index, rest, calls, piece.completion):
                         yield replies.event(chunk)
             if call.include_usage:
-                yield replies.event(reply.tally(completions))
+                yield replies.event(reply.tally(completions, ticket))
             yield replies.event("[DONE]")
             self._count(path, call, reply.usage(completions))
         except ApiError as error:
@@ -261,8 +272,24 @@ class Face:
                 "context": context,
                 "parameters": self.engine.config.parameters,
                 "examples": self.examples,
+                "tools": [tool.name for tool in self.tools],
+                "tools_system": announce("", self.tools) if self.tools else "",
             }
         )
+
+    async def tool(self, name: str, request: Request) -> Response:
+        """POST /puna/tools/NAME with a call's arguments"""
+        arguments = parse_json(await read_body(request.receive))
+        if name not in {tool.name for tool in self.tools}:
+            raise ApiError(404, f"this server has no tool {name!r}", code="tool_not_found")
+        if self._tool_runs >= MAX_TOOL_RUNS:
+            raise ApiError(503, "too many tools are running", kind="server_error", code="overloaded")
+        self._tool_runs += 1
+        try:
+            execution = await asyncio.to_thread(execute, ToolCall(name=name, arguments=arguments), self.tools)
+        finally:
+            self._tool_runs -= 1
+        return JSONResponse({"result": execution.result})
 
     async def health(self, _request: Request) -> Response:
         """GET /health"""

@@ -18,6 +18,7 @@ from puna import __version__
 from puna.chat import Completion, ToolCall
 from puna.serve.calls import Call
 from puna.serve.fields import ApiError
+from puna.serve.worker import Ticket
 from puna.tokenizer.dialog import PYTHON_TAG
 
 
@@ -117,9 +118,10 @@ class Reply:
             yield self.chunk(index, tool_calls=numbered)
         yield self.chunk(index, finish_reason(completion, calls))
 
-    def tally(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """The chunk that carries the usage."""
-        return self._chunk([], {"usage": self.usage(completions)})
+    def tally(self, completions: Sequence[Completion], ticket: Ticket) -> dict[str, Any]:
+        """The chunk that carries the usage and, beyond OpenAI's API, the speed."""
+        usage = self.usage(completions)
+        return self._chunk([], {"usage": usage, "timings": ticket.timings(usage["completion_tokens"])})
 
     def _chunk(self, choices: list[dict[str, Any]], more: dict[str, Any]) -> dict[str, Any]:
         name = "chat.completion.chunk" if self.is_chat else "text_completion"

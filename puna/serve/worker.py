@@ -12,6 +12,7 @@ batch. Pieces reach the event loop of the server through
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ class Ticket:
         self.requests = list(requests)
         self.cancelled = False
         self.finished = False
+        self.submitted, self.first, self.last = time.monotonic(), 0.0, 0.0  # when, and when pieces came
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
@@ -52,12 +54,20 @@ class Ticket:
                 done[index] = piece.completion
         return [done[index] for index in range(len(self.requests))]
 
+    def timings(self, tokens: int) -> dict[str, float]:
+        """How long the first piece took, and the speed from it to the last, of `tokens` in all."""
+        seconds = self.last - self.first
+        speed = (tokens - len(self.requests)) / seconds if seconds > 0 else 0.0
+        return {"first_token_s": round(self.first - self.submitted, 4), "tokens_per_s": round(speed, 2)}
+
     def cancel(self) -> None:
         """No more pieces are wanted. Harmless after the end."""
         self.cancelled = True
 
     def deliver(self, index: int, event: Any) -> None:
         """Called by the worker's thread."""
+        self.last = time.monotonic()
+        self.first = self.first or self.last
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
         except RuntimeError:  # the server's loop has ended

@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,17 @@ class Running:
 
 
 @contextmanager
-def running(engine: ScriptedEngine, *, api_key: str | None = None, **settings: Any) -> Iterator[Running]:
+def running(
+    engine: ScriptedEngine, *, api_key: str | None = None, tools: Sequence[Any] = (), **settings: Any
+) -> Iterator[Running]:
     import uvicorn
 
     from puna.serve.http import Face, listen
     from puna.serve.worker import Worker
 
     listener = listen("127.0.0.1", 0)
-    face = Face(engine, name="tiny", examples=["Who lives in Tarma?"], worker=Worker(engine, **settings))
+    examples = ["Who lives in Tarma?", "What is 12 * (3 + 4)?"]
+    face = Face(engine, name="tiny", examples=examples, tools=tools, worker=Worker(engine, **settings))
     app = face.behind_gate("127.0.0.1", api_key)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -58,7 +58,7 @@ def test_a_rebound_name_and_a_foreign_page_are_refused(serve):
 def test_with_a_key_every_route_but_the_page_and_health_needs_it(serve):
     server = serve(api_key="secret")
     for route in server.face.app.routes:
-        path = route.path.replace("{model:path}", "tiny")
+        path = route.path.replace("{model:path}", "tiny").replace("{name}", "calculator")
         method = next(iter(route.methods - {"HEAD"}))
         for header in (
             {},
@@ -124,10 +124,11 @@ def test_metrics_count_requests_and_tokens(serve):
 
 PROGRAM = """
 from scripted_engine import ScriptedEngine, echo
-from puna.serve.http import listen, run
+from puna.serve.http import Face, listen, run
 listener = listen("127.0.0.1", 0)
 print(listener.getsockname()[1], flush=True)
-run(ScriptedEngine(lambda r: "word " * 300, pause_s=0.01), listener, host="127.0.0.1", name="tiny")
+face = Face(ScriptedEngine(lambda r: "word " * 300, pause_s=0.01), name="tiny")
+run(face, listener, host="127.0.0.1")
 """
 
 
@@ -139,18 +140,21 @@ def test_an_interrupted_server_ends_its_answers_and_itself_in_one_line(sent):
     )
     port = int(process.stdout.readline())
     body = {**CHAT, "stream": True}
-    with httpx.stream(
-        "POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=20, trust_env=False
-    ) as answer:
-        lines = answer.iter_lines()
-        while '"content": "w"' not in next(lines):
-            pass
-        process.send_signal(sent)
-        rest = "".join(lines)
-    assert "shutting down" in rest and "[DONE]" not in rest
-    assert process.wait(timeout=10) == 0
-    news = process.stderr.read()
-    assert "Traceback" not in news and news.splitlines()[-1] == "stopped"
+    try:
+        with httpx.stream(
+            "POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=20, trust_env=False
+        ) as answer:
+            lines = answer.iter_lines()
+            while '"content": "w"' not in next(lines):
+                pass
+            process.send_signal(sent)
+            rest = "".join(lines)
+        assert "shutting down" in rest and "[DONE]" not in rest
+        assert process.wait(timeout=10) == 0
+        news = process.stderr.read()
+        assert "Traceback" not in news and news.splitlines()[-1] == "stopped"
+    finally:
+        process.kill()
     process.stdout.close()
     process.stderr.close()
 

@@ -41,6 +41,7 @@ def test_a_streamed_answer_says_the_same_in_several_chunks_and_ends_with_usage(c
     assert len("".join(delta.content or "" for delta in deltas)) == len(whole.choices[0].message.content.encode())
     assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["stop"]
     assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    assert chunks[-1].timings["tokens_per_s"] > 0  # ours, beyond OpenAI's fields
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert len({chunk.id for chunk in chunks}) == 1
 

@@ -13,6 +13,7 @@ from puna.serve.calls import chat_call, completion_call
 from puna.serve.fields import ApiError, parse_json
 from puna.serve.gate import MAX_BODY_BYTES
 from puna.tokenizer.dialog import render
+from puna.tools.calculator import calculator
 
 USER = {"role": "user", "content": "hello"}
 CHAT = {"model": "tiny", "messages": [USER]}
@@ -219,3 +220,13 @@ def test_a_failing_engine_is_a_500_without_its_secrets_and_the_server_lives(serv
 def test_an_error_that_the_user_can_mend_is_passed_on(serve):
     answer = post(serve(Failing(DataError("no such thing", hint="do this"), after=0)), json=CHAT)
     assert answer.status_code == 400 and "hint: do this" in answer.json()["error"]["message"]
+
+
+def test_a_tool_of_the_server_runs_and_its_errors_are_text(serve):
+    url = serve(tools=[calculator()]).url + "/puna/tools"
+    run = {"query": "12*(3+4)"}
+    assert httpx.post(f"{url}/wolfram_alpha", json=run, trust_env=False).json() == {"result": "84"}
+    for wrong in ({"query": 5}, {}, [], "text"):
+        answer = httpx.post(f"{url}/wolfram_alpha", json=wrong, trust_env=False)
+        assert answer.status_code == 200 and answer.json()["result"].startswith("error: ")
+    assert httpx.post(f"{url}/rm", json=run, trust_env=False).status_code == 404
