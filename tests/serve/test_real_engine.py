@@ -1,0 +1,72 @@
+"""The server and the conversation over the real engine, with a random model that knows only bytes."""
+
+import openai
+import pytest
+
+from puna.chat import Request, Sampling, user
+from puna.inference.engine import Engine
+from puna.model.llama import Llama
+from puna.model.sizes import LlamaConfig
+from puna.serve.calls import prompt_tokens
+from puna.serve.conversation import Conversation, Ended, Said
+from puna.tokenizer import Tokenizer
+
+HELLO = [{"role": "user", "content": "héllo"}]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    tokenizer = Tokenizer({bytes([i]): i for i in range(256)})
+    config = LlamaConfig(
+        dim=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, ffn_dim=64, vocab_size=tokenizer.vocab_size, context=256
+    )  # fmt: skip
+    return Engine(Llama(config).init_weights(seed=0), tokenizer)
+
+
+@pytest.mark.parametrize("request_", [Request(prompt="a text"), Request(dialog=(user("hi"),))])
+def test_the_prompt_is_counted_as_the_engine_counts_it(engine, request_):
+    [completion] = engine.generate([request_])
+    assert prompt_tokens(engine.tokenizer, request_) == completion.prompt_tokens
+
+
+def test_streamed_whole_and_direct_answers_agree(engine, client):
+    connected = client(engine)
+    settings = {"model": "tiny", "messages": HELLO, "temperature": 0.9, "seed": 3, "max_tokens": 40}
+    whole = connected.chat.completions.create(**settings)
+    chunks = list(connected.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True}))
+    sampling = Sampling(temperature=0.9, top_p=0.9, seed=3, max_tokens=40)
+    [direct] = engine.generate([Request(dialog=(user("héllo"),), sampling=sampling)])
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert streamed == whole.choices[0].message.content == direct.text != ""
+    assert whole.usage == chunks[-1].usage
+    assert whole.usage.completion_tokens == direct.completion_tokens
+    assert whole.usage.prompt_tokens == direct.prompt_tokens
+
+
+def test_answers_at_the_same_time_are_the_ones_given_alone(engine, client):
+    connected = client(engine)
+    settings = {"model": "tiny", "messages": HELLO, "temperature": 1.0, "max_tokens": 30}
+    alone = [connected.chat.completions.create(**settings, seed=s).choices[0].message.content for s in range(4)]
+    together = connected.chat.completions.create(**settings, seed=0, n=4)
+    assert [choice.message.content for choice in together.choices] == alone
+
+
+def test_the_context_limit_is_the_engines(engine, client):
+    connected = client(engine)
+    answer = connected.completions.create(model="tiny", prompt="x" * 254, max_tokens=50, temperature=0)
+    assert answer.usage.completion_tokens == 1
+    with pytest.raises(openai.BadRequestError) as caught:
+        connected.completions.create(model="tiny", prompt="x" * 255)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_conversation_runs_and_stops(engine):
+    conversation = Conversation(engine, sampling=Sampling(temperature=1.0, max_tokens=60))
+    said = []
+    for event in conversation.ask("hello", stopped=lambda: len(said) > 5):
+        said.append(event)
+    assert isinstance(said[-1], Ended) and said[-1].reason == "stopped"
+    text = "".join(event.text for event in said if isinstance(event, Said))
+    assert conversation.messages[-1].content == text
+    list(conversation.retry())
+    assert conversation.messages[-1].role == "assistant"
