@@ -5,7 +5,8 @@ questions of `arithmetic`, asked without the calculator. It is taken on two sets
 are chosen, and `eval`, which is only reported.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from puna.inference.engine import Engine
 from puna.posttrain.tasks.dialogs_io import read_items
 from puna.posttrain.tasks.item import Item
 from puna.posttrain.tasks.refusals import random_refusals, refusal_scores
-from puna.posttrain.tasks.runner import Outcome, by_task, chances, run_items
+from puna.posttrain.tasks.runner import Outcome, run_items
 from puna.posttrain.tasks.toolbox import Toolbox
 from puna.posttrain.world import load_world
 from puna.tokenizer.bpe import Tokenizer
@@ -51,6 +52,7 @@ def evaluate(
     metrics: dict[str, Any] = {"checkpoint": checkpoint.path.name}
     with Toolbox(load_world(world)) as tools:
         for split in ("dev", "eval"):
+            started = time.perf_counter()
             outcomes = run_items(
                 engine,
                 read_items(dialogs.file(f"{split}.jsonl")),
@@ -59,6 +61,11 @@ def evaluate(
                 label=f"{out.name}: {split}",
             )
             metrics[split] = verified_scores(outcomes)
+            seconds = time.perf_counter() - started
+    metrics["speed"] = {
+        "answers per second, with tools": len(outcomes) / seconds,
+        "generated tokens per second, batched": sum(o.completion_tokens for o in outcomes) / seconds,
+    }
     metrics["tasks"] = metrics["eval"]["tasks"]
     metrics["samples"] = _transcripts(outcomes, config.transcripts)
     if config.refusals:
@@ -69,24 +76,28 @@ def evaluate(
 
 def verified_scores(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The scores of each task and variant, the verified score over all, and the share of tool calls that are valid."""
-    by_name: dict[str, list[bool]] = {}
-    for outcome in outcomes:
-        by_name.setdefault(outcome.item.task, []).append(outcome.passed)
-    counted = [o.passed for o in outcomes if o.item.task != CONTROL]
+    counted = [o for o in outcomes if o.item.task != CONTROL]
+    control = [o.passed for o in outcomes if o.item.task == CONTROL]
+    tasks = _by(counted, lambda o: o.item.task)
+    if control:
+        tasks[CONTROL] = scores.score(CONTROL, control).json()
     calls = [o.valid_call for o in outcomes if o.valid_call is not None]
-    levels = chances([o.item for o in outcomes])
-    whole = {task: _mean([o.item.chance for o in outcomes if o.item.task == task]) for task in by_name}
     return {
-        "verified": scores.score("verified", counted).json(),
-        "tasks": scores.tasks(by_name, whole),
-        "variants": scores.tasks(by_task(outcomes), levels),
+        "verified": tasks["all"],
+        "tasks": tasks,
+        "variants": _by(outcomes, lambda o: f"{o.item.task}/{o.item.variant}"),
         "valid_calls": scores.score("valid_calls", calls).json(),
         "unfinished": sum(not o.finished for o in outcomes) / max(1, len(outcomes)),
     }
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _by(outcomes: Sequence[Outcome], name_of: Callable[[Outcome], str]) -> dict[str, Any]:
+    passed: dict[str, list[bool]] = {}
+    chance: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        passed.setdefault(name_of(outcome), []).append(outcome.passed)
+        chance.setdefault(name_of(outcome), []).append(outcome.item.chance)
+    return scores.tasks(passed, {name: sum(c) / len(c) for name, c in chance.items()})
 
 
 def _transcripts(outcomes: Sequence[Outcome], per_task: int) -> list[dict[str, Any]]:
@@ -96,7 +107,7 @@ def _transcripts(outcomes: Sequence[Outcome], per_task: int) -> list[dict[str, A
         if len(group) < per_task:
             group.append(outcome)
     return [
-        {"task": task, "passed": o.passed, "dialog": dialog_to_json(o.dialog)} for task, g in shown.items() for o in g
+        {"title": task, "passed": o.passed, "dialog": dialog_to_json(o.dialog)} for task, g in shown.items() for o in g
     ]
 
 
@@ -112,7 +123,7 @@ def _refusals(engine: Engine, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         refusal_scores(engine, [o.item for o in known]),
         refusal_scores(engine, [o.item for o in unknown]),
     )
-    return report | {"random_control": random_refusals(known, unknown)}
+    return report | {"control": random_refusals(known, unknown)}
 
 
 def _choices(engine: Engine, lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -36,8 +36,7 @@ def promote(
             {
                 "candidate": candidates[challenger].path.name,
                 "incumbent": candidates[incumbent].path.name,
-                "candidate_score": scores[challenger]["value"],
-                "incumbent_score": scores[incumbent]["value"],
+                "reason": _reason(scores[challenger]["value"], scores[incumbent]["value"]),
                 "comparison": plain(change),
                 "promoted": promoted,
             }
@@ -48,3 +47,7 @@ def promote(
         if name != "metrics.jsonl":
             shutil.copyfile(chosen.file(name), out / name)
     return {"chosen": chosen.path.name, "decisions": decisions}
+
+
+def _reason(candidate: float, incumbent: float) -> str:
+    return f"verified on dev items: {candidate:.1%} against {incumbent:.1%}"

@@ -127,6 +127,11 @@ class World:
         return tuple(person for part in parts or PARTS for person in self._groups.get((group, part), ()))
 
     @cached_property
+    def held_out(self) -> frozenset[str]:
+        """The words and function names that no training text may contain."""
+        return frozenset(w for pool in (self.words, self.functions) for part in ("dev", "eval") for w in pool[part])
+
+    @cached_property
     def _groups(self) -> dict[tuple[str, str], list[Person]]:
         groups: dict[tuple[str, str], list[Person]] = {}
         for person in self.people:
@@ -160,7 +165,8 @@ def _random(config: WorldConfig, purpose: str) -> Random:
     return Random(f"world/{config.seed}/{purpose}")
 
 
-def _syllable(rng: Random) -> str:
+def syllable(rng: Random) -> str:
+    """A consonant and a vowel."""
     return rng.choice(CONSONANTS) + rng.choice(VOWELS)
 
 
@@ -170,11 +176,11 @@ def _names(config: WorldConfig, kind: str, count: int) -> tuple[str, ...]:
     names: dict[str, None] = {}
     while len(names) < count:
         if kind == "first":
-            name = _syllable(rng) + _syllable(rng) + rng.choice("lnrs")
+            name = syllable(rng) + syllable(rng) + rng.choice("lnrs")
         elif kind == "last":
-            name = _syllable(rng) + rng.choice("lnrs") + _syllable(rng)
+            name = syllable(rng) + rng.choice("lnrs") + syllable(rng)
         else:
-            name = _syllable(rng) + rng.choice("lnr") + rng.choice(PLACE_ENDINGS)
+            name = syllable(rng) + rng.choice("lnr") + rng.choice(PLACE_ENDINGS)
         if name not in AVOID.split():
             names[name.capitalize()] = None
     return tuple(names)

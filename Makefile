@@ -1,0 +1,35 @@
+# The two commands of the README. Both work on a machine that has only Python (3.11 or newer), venv and a network.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: run test test-peers lint clean
+
+run: $(VENV)/.installed                     ## make a small Llama 3.1 from raw text, and a report about it
+	$(BIN)/puna run tiny
+
+test: $(VENV)/.installed-test               ## all tests that need no accelerator
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+test-peers: $(VENV)/.installed-test         ## what compares us with peers that compile first
+	$(BIN)/python -m pip install -q -e ".[peers]"
+	$(BIN)/python -m pytest -m peers
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v.major}.{v.minor}")'
+	$(PYTHON) -m venv $(VENV)
+
+# The CPU build of PyTorch first, where the index has one: it is a tenth of the size of the CUDA build.
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install -q -e ".[all]"
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,96 @@
+"""Texts to practise copying on.
+
+Calling a tool is mostly copying: a name, two numbers, a word out of the question into the call, a result into the
+answer. Transformers learn to copy suddenly, when a head that finds an earlier occurrence of the present token meets one
+that knows what came before each token (Olsson et al. 2022, "In-context Learning and Induction Heads"), and on ordinary
+text that takes far more than the two million tokens of the smallest recipe. Where everything has been said before, it
+takes a few hundred thousand. So a part of the pretraining text looks like this, in words that mean nothing:
+
+    kamo tiru vola; kamo tiru vola          a list, said again
+    "tiru" = 45, "kamo" = 312. "kamo": 312  a table, and a look into it
+    kamo: KAMO, tiru: TIRU. kamo: KAMO      capitals
+    248 + 150 | 248 + 150                   numbers
+    Bamo comes from Tolmar. ... Where does Bamo come from? Bamo comes from Tolmar.
+
+Words are drawn from all that the syllables can spell, but for those that evaluation is about; numbers from those of the
+train part; the people in the last form have one name only and live nowhere else. No form is that of a task's dialogue.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from puna.curation.documents import Document
+from puna.posttrain.languages import QUESTIONS, RELATIONS, STATEMENTS
+from puna.posttrain.tasks.operands import operand
+from puna.posttrain.world import AVOID, World, syllable
+
+LINES = 4  # of one form per document
+
+
+def practice(world: World, count: int) -> list[Document]:
+    """`count` documents of a drawn form each."""
+    rng = Random(f"world/{world.seed}/practice")
+    return [
+        Document(id=f"practice/{number:05d}", text=_text(world, rng), source="practice", lang="und")
+        for number in range(count)
+    ]
+
+
+def _text(world: World, rng: Random) -> str:
+    form = rng.choice(FORMS)
+    return "".join(form(world, rng) + "\n" for _ in range(LINES))
+
+
+def _word(world: World, rng: Random) -> str:
+    while True:
+        word = "".join(syllable(rng) for _ in range(2))
+        if word not in world.held_out and word not in AVOID:
+            return word
+
+
+def _words(world: World, rng: Random, count: int) -> list[str]:
+    return [_word(world, rng) for _ in range(count)]
+
+
+def _number(rng: Random) -> int:
+    return operand(rng, "train", rng.choice((2, 3)))
+
+
+def _list(world: World, rng: Random) -> str:
+    words = _words(world, rng, rng.randint(2, 5))
+    first, again = (rng.choice((" ", ", ", " and ")).join(words) for _ in range(2))
+    return f"{first}; {again}"
+
+
+def _repetition(world: World, rng: Random) -> str:
+    word, times = _word(world, rng), rng.randint(2, 5)
+    return f"{times} {word}: {' '.join([word] * times)}"
+
+
+def _table(world: World, rng: Random) -> str:
+    rows = {word: rng.choice((_word(world, rng), str(_number(rng)))) for word in _words(world, rng, rng.randint(2, 4))}
+    asked = rng.sample(list(rows), len(rows))
+    told = ", ".join(f'"{word}" = "{value}"' for word, value in rows.items())
+    return f"{told}. " + ", ".join(f'"{word}": "{rows[word]}"' for word in asked)
+
+
+def _capitals(world: World, rng: Random) -> str:
+    words = _words(world, rng, rng.randint(2, 4))
+    return ", ".join(f"{word}: {word.upper()}" for word in words + rng.sample(words, len(words)))
+
+
+def _sums(world: World, rng: Random) -> str:
+    numbers, sign = [str(_number(rng)) for _ in range(rng.randint(2, 3))], rng.choice((" + ", " - ", " * ", ", "))
+    return f"{sign.join(numbers)} | {rng.choice((sign, ', ')).join(numbers)}"
+
+
+def _people(world: World, rng: Random) -> str:
+    name = _word(world, rng).capitalize()
+    values = {relation: rng.choice(world.values(relation, "en")) for relation in RELATIONS}
+    said = {r: STATEMENTS["en"][r][0].format(name=name, value=values[r]) for r in RELATIONS}
+    told = " ".join(said[relation] for relation in rng.sample(RELATIONS, len(RELATIONS)))
+    asked = rng.choice(RELATIONS)
+    return f"{told} {rng.choice(QUESTIONS['en'][asked]).format(name=name)} {said[asked]}"
+
+
+FORMS: tuple[Callable[[World, Random], str], ...] = (_list, _repetition, _table, _capitals, _sums, _people)
