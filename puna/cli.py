@@ -156,23 +156,32 @@ def _add_chat(commands: Any) -> None:
         """examples:
   puna chat out/tiny                         the run's final model
   puna chat out/tiny/10-int4                 any checkpoint or quantised checkpoint
+  puna chat out/tiny "What is 17 + 25?"      one answer, then leave (a pipe's text is added to the question)
   echo "What is 17 + 25?" | puna chat out/tiny
 
 In the chat: /help lists the commands, Ctrl-C stops an answer, /bye leaves.""",
     )
     sub.add_argument("path", type=Path, help="a run's folder, a checkpoint, or a quantised checkpoint")
+    sub.add_argument("prompt", nargs="*", help="a question to answer, instead of a conversation")
     sub.add_argument("--system", default="", help="the system message")
-    sub.add_argument("--temperature", type=float, default=0.6)
-    sub.add_argument("--top-p", type=float, default=0.9)
-    sub.add_argument("--max-tokens", type=int, default=256, help="longest answer, in tokens")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--temperature", default="0.6")
+    sub.add_argument("--top-p", default="0.9")
+    sub.add_argument("--max-tokens", default="1024", help="longest answer, in tokens")
+    sub.add_argument("--seed", default="random", help="a number makes answers repeatable")
+    sub.add_argument("--no-tools", action="store_true", help="do not let the model use the run's tools")
     sub.add_argument("--threads", type=int, default=None)
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from puna.serve.terminal import chat_command
+    from puna.serve.companion import Companion
+    from puna.serve.terminal import ChatOptions, chat_command
 
-    return chat_command(model_path(options.path), options)
+    path = model_path(options.path)
+    chosen = ChatOptions(system=options.system, prompt=" ".join(options.prompt)).with_settings(
+        temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed
+    )
+    tools = () if options.no_tools else Companion.read(options.path).tools()
+    return chat_command(path, chosen, name=options.path.resolve().name, tools=tools, threads=options.threads)
 
 
 def _add_serve(commands: Any) -> None:
@@ -191,13 +200,27 @@ Then, with the official client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     sub.add_argument("--port", type=int, default=8000)
     sub.add_argument("--api-key", default=None, help="required from every client, if given")
+    sub.add_argument("--name", default="", help="what clients call the model (default: the folder's name)")
+    sub.add_argument("--no-tools", action="store_true", help="do not let the page's model use the run's tools")
     sub.add_argument("--threads", type=int, default=None)
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from puna.serve.companion import Companion
     from puna.serve.http import serve
 
-    return serve(model_path(options.path), host=options.host, port=options.port, api_key=options.api_key)
+    companion = Companion.read(options.path)
+    serve(
+        model_path(options.path),
+        host=options.host,
+        port=options.port,
+        api_key=options.api_key,
+        name=options.name or options.path.resolve().name,
+        examples=companion.examples,
+        tools=() if options.no_tools else companion.tools(),
+        threads=options.threads,
+    )
+    return 0
 
 
 def _add_show(commands: Any) -> None:

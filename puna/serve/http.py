@@ -58,6 +58,7 @@ def serve(
     name: str = "",
     examples: Sequence[str] = (),
     tools: Sequence[Tool] = (),
+    threads: int | None = None,
 ) -> None:
     """Serve the checkpoint or quantised artifact at `path` until Ctrl-C.
 
@@ -70,7 +71,9 @@ def serve(
     from puna.inference.engine import Engine
 
     with listener:
-        face = Face(Engine.load(path), name=name or path.resolve().name, examples=examples, tools=tools)
+        face = Face(
+            Engine.load(path, threads=threads), name=name or path.resolve().name, examples=examples, tools=tools
+        )
         run(face, listener, host=host, api_key=api_key)
 
 

@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,36 @@ class ChatOptions:
     system: str = ""
     prompt: str = ""
     sampling: Sampling = knobs.DEFAULT
-    seed: int | None = None
+    seed: int | None = None  # None draws each answer afresh
+
+    def with_settings(self, **settings: str) -> "ChatOptions":
+        """These options with settings as typed on a command line, seed=random among them. Raises `ConfigError`."""
+        seed = settings.pop("seed", "random")
+        sampling = self.sampling
+        for name, text in settings.items():
+            sampling = knobs.turn(sampling, name, text)
+        if seed == "random":
+            return replace(self, sampling=sampling)
+        sampling = knobs.turn(sampling, "seed", seed)
+        return replace(self, sampling=sampling, seed=sampling.seed)
 
 
-def chat_command(path: Path, options: ChatOptions | None = None, *, tools: Sequence[Tool] = ()) -> int:
-    """`puna chat PATH`: load the checkpoint or quantised artifact, talk, and return the exit code."""
+def chat_command(
+    path: Path,
+    options: ChatOptions | None = None,
+    *,
+    name: str = "",
+    tools: Sequence[Tool] = (),
+    threads: int | None = None,
+) -> int:
+    """`puna chat PATH`: load the checkpoint or quantised artifact, talk, and return the exit code.
+
+    `name` is what the model is called (the directory's name, if empty), `threads` how many it computes with.
+    """
     from puna.inference.engine import Engine
 
-    return chat(Engine.load(path), name=path.resolve().name, options=options, tools=tools)
+    engine = Engine.load(path, threads=threads)
+    return chat(engine, name=name or path.resolve().name, options=options, tools=tools)
 
 
 def chat(
