@@ -136,6 +136,7 @@ class Curation:
         self.texts = Waiting(self.work / "texts.bin")
         self.shingles = ShingleStore(self.work / "shingles.bin", config.duplicates)
         self.pii: Counter[str] = Counter()
+        self.unread: dict[str, int] = {}  # damaged file -> bytes of it that could not be read
 
     def run(self, pages: Path | None) -> dict[str, Any]:
         items = (
@@ -167,6 +168,8 @@ class Curation:
             if isinstance(item, Fault):
                 index = self.ledger.open(Entry(item.id, item.source, item.url, item.bytes))
                 self.ledger.drop(index, "read", item.reason, item.evidence, item.evidence)
+                if item.unread:
+                    self.unread[item.id] = item.unread
                 continue
             index = self.ledger.open(Entry(item.id, item.source, item.url, len(item.text.encode())))
             digest = text_hash(item.text)
@@ -364,6 +367,7 @@ class Curation:
         total = sum(sources.values(), Counter())
         return {
             "read": {"documents": len(self.ledger.entries), "bytes": total["read_bytes"]},
+            "unread_bytes": self.unread,
             "kept": {"documents": len(self.alive), "bytes": total["kept_bytes"]},
             "heldout": {"documents": sum(split == "heldout" for split in splits.values())},
             "decisions": dict(sorted(decisions.items())),

@@ -93,9 +93,9 @@ DIRTY = [
     "threesome",
 ]
 GENERATED = re.compile(
-    r"auto-?\s?generated|automatically (?:generated|created)|generated (?:by|from|code|file)|do not (?:edit|modify)"
-    r"|machine generated|this file was created by",
-    re.IGNORECASE,
+    r"auto-?\s?generated|automatically (?:generated|created)|do not (?:edit|modify)|machine generated"
+    r"|(?:^\W*|\b(?:code|file|module|was|is|codec[^\n]{0,60}) )generated (?:by|from)\b|this file was created by",
+    re.IGNORECASE | re.MULTILINE,
 )
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _STOP, _DIRTY = hash_words(STOP_WORDS), hash_words(DIRTY)

@@ -27,12 +27,14 @@ UNSPACED = frozenset(
     ["zh", "ja", "th", "lo", "km", "my", "bo", "wuu", "yue", "dz"]
 )  # written without spaces between words
 SAMPLE_CHARACTERS = 2000
+MIN_STATEMENTS = 0.25
 
 _STATEMENT = re.compile(
     r"[;{}]\s*$|^\s*(?:def|class|import|from|return|elif|else:|try:|except|@\w|#include|package|public|private|static|"
     r"const|let|var|func|fn|use|namespace|template|void|int|for\s*\(|if\s*\(|while\s*\()\b|^\s*[\w.\[\]]+\s*[-+*/|]?="
     r"\s*\S|^\s*[\w.]+\(.*\)\s*;?\s*$"
 )
+_LATEX = re.compile(r"\\(?:begin|documentclass|section|chapter)\b")
 _WEB_ADDRESS = re.compile(r"^https?://")
 
 
@@ -51,11 +53,14 @@ def programming_language(name: str, url: str, text: str) -> str:
 
 
 def looks_like_code(text: str) -> bool:
-    """Whether most of the first hundred lines that are not blank look like statements."""
+    """Whether a quarter of the first hundred lines that are not blank look like statements, and it is not LaTeX.
+
+    In real files half of the lines do (comments and continued lines do not), in prose hardly one in twenty.
+    """
     head = [line for line in text[:8000].split("\n") if line.strip()][:100]
-    if len(head) < 3:
+    if len(head) < 3 or _LATEX.search(text[:8000]):
         return False
-    return sum(1 for line in head if _STATEMENT.search(line)) > 0.5 * len(head)
+    return sum(1 for line in head if _STATEMENT.search(line)) > MIN_STATEMENTS * len(head)
 
 
 def identify(text: str) -> tuple[str, float]:

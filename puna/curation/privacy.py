@@ -142,7 +142,7 @@ def luhn(digits: str) -> bool:
 def is_card(text: str) -> bool:
     """Whether a run of digits is a possible card number: issuer, length, checksum."""
     digits = re.sub(r"\D", "", text)
-    return 13 <= len(digits) <= 19 and bool(_ISSUER.match(digits)) and len(set(digits)) > 2 and luhn(digits)
+    return 13 <= len(digits) <= 19 and bool(_ISSUER.match(digits)) and luhn(digits)
 
 
 def is_iban(text: str) -> bool:

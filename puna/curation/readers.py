@@ -55,6 +55,7 @@ class Fault:
     bytes: int
     evidence: str = ""
     url: str = ""
+    unread: int = 0  # bytes of the file, as it lies on the disk, that damage kept from being read
 
 
 Item = Document | Fault
@@ -121,7 +122,7 @@ def _read_file(path: Path, name: str, source: str, config: ReaderConfig) -> Iter
 
 
 def _guarded(path: Path, name: str, source: str, parse, config: ReaderConfig) -> Iterator[Item]:
-    """`parse` over the bytes of a file; a damaged stream ends it with a fault that weighs what was not read."""
+    """`parse` over the bytes of a file; a damaged stream ends it with a fault that says how much was not read."""
     with open_bytes(path) as (stream, raw):
         try:
             yield from parse(stream, name, source, config)
@@ -129,7 +130,7 @@ def _guarded(path: Path, name: str, source: str, parse, config: ReaderConfig) ->
             size, position = path.stat().st_size, raw.tell()
             evidence = f"{error}, at byte {position:,} of {size:,}"
             log.warn(f"{name} is damaged ({evidence}): what comes after is not read")
-            yield Fault(name, source, "damaged compressed file", size - position, evidence)
+            yield Fault(name, source, "damaged compressed file", 0, evidence, unread=size - position)
 
 
 def document(name: str, text: str, source: str, url: str, config: ReaderConfig) -> Item:
@@ -257,4 +258,4 @@ def _parquet(path: Path, name: str, source: str, config: ReaderConfig) -> Iterat
                     number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         log.warn(f"{name} is damaged after {number:,} documents: what comes after is not read")
-        yield Fault(name, source, "damaged Parquet file", path.stat().st_size, f"{error}"[:200])
+        yield Fault(name, source, "damaged Parquet file", 0, f"{error}"[:200], unread=path.stat().st_size)

@@ -45,7 +45,7 @@ def read_warc(path: Path, name: str, source: str, config: ReaderConfig) -> Itera
         broken = source_bytes.broken or broken or ("" if records else "no WARC record in it")
         if broken:
             log.warn(f"{name} is damaged after {responses:,} pages ({broken}): what comes after is not read")
-            yield Fault(name, source, "damaged WARC file", path.stat().st_size - raw.tell(), broken[:200])
+            yield Fault(name, source, "damaged WARC file", 0, broken[:200], unread=path.stat().st_size - raw.tell())
 
 
 class _Noticing:

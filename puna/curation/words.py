@@ -92,12 +92,9 @@ class Words:
         starts, ends = edges[::2], edges[1::2]
         classes = _CLASSES[self.data]
         letters = np.concatenate(([0], np.cumsum((classes == _LETTER) | (classes == _HIGH))))
-        continuation = np.count_nonzero((self.data & 0xC0) == 0x80)  # bytes of a UTF-8 character after its first
-        return (
-            len(starts),
-            int(np.count_nonzero(letters[ends] > letters[starts])),
-            int((ends - starts).sum()) - continuation,
-        )
+        continuation = int(np.count_nonzero((self.data & 0xC0) == 0x80))  # bytes of a UTF-8 character after its first
+        lettered = int(np.count_nonzero(letters[ends] > letters[starts]))
+        return len(starts), lettered, int((ends - starts).sum()) - continuation
 
 
 def words_of(text: str) -> Words:

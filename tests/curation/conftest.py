@@ -1,4 +1,4 @@
-"""A small world of documents: sentences made from a seed, so that tests know what is a repeat of what."""
+"""A small world of documents: sentences of invented words made from a seed, so that tests know what is a repeat of what."""
 
 import json
 import os
@@ -7,62 +7,30 @@ from pathlib import Path
 
 import pytest
 
-WORDS = [
-    "river",
-    "stone",
-    "lantern",
-    "orchard",
-    "winter",
-    "market",
-    "signal",
-    "harbour",
-    "copper",
-    "meadow",
-    "engine",
-    "letter",
-    "canvas",
-    "thunder",
-    "garden",
-    "bridge",
-    "silver",
-    "window",
-    "forest",
-    "painter",
-    "captain",
-    "village",
-    "machine",
-    "library",
-    "mountain",
-    "teacher",
-    "island",
-    "doctor",
-    "theatre",
-    "railway",
+CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
+FRAMES = [
+    "The {} of {} lies near {}, and {} is older.",
+    "When {} came to {}, nobody spoke of {} or {}.",
+    "She saw that {} have {} with {}; it was {}.",
+    "{} and {} may be {}, but to {} they are one.",
+    "In spite of {}, {} sold the {} that {} made.",
+    "Who remembers {}? Only {}, and {} with {}.",
+    "After {} years {} left {} to find {}.",
+    "It is said of {} that {} cannot {} before {}.",
 ]
-VERBS = [
-    "carries",
-    "follows",
-    "reminds",
-    "answers",
-    "shelters",
-    "repairs",
-    "measures",
-    "crosses",
-    "remembers",
-    "gathers",
-    "paints",
-    "explains",
-]
+
+
+def name(rng: random.Random) -> str:
+    """A word that no other document is likely to have."""
+    return "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(2, 3)))
 
 
 def sentence(rng: random.Random) -> str:
-    a, b, c, d = rng.choices(WORDS, k=4)
-    number = rng.randrange(10**6)
-    return f"The {a} of the {b} {rng.choice(VERBS)} a {c} that we have with the {d} of house {number}."
+    return rng.choice(FRAMES).format(*(name(rng) for _ in range(4)))
 
 
 def prose(seed: int, sentences: int = 12) -> str:
-    """English prose that passes the rules and resembles no other seed's."""
+    """Prose that passes the rules and resembles no other seed's."""
     rng = random.Random(seed)
     return "\n".join(" ".join(sentence(rng) for _ in range(3)) for _ in range(sentences // 3))
 
