@@ -230,10 +230,11 @@ def arcs(edges: Sequence[tuple[int, int]], rows: int) -> Markup:
 
     Fixed pixels, since the rows beside it are of fixed height; longer arcs swing wider.
     """
-    width = 24 + 11 * max([math.isqrt(4 * (b - a)) for a, b in edges], default=1)
+    swings = [round(24 * math.sqrt(b - a)) for a, b in edges]
+    width = 24 + round(0.75 * max(swings, default=1))  # a curve comes three quarters of the way to its handles
     shapes = []
-    for a, b in edges:
-        y1, y2, swing = ROW * (a + 0.5), ROW * (b + 0.5), 11 * math.isqrt(4 * (b - a))
+    for (a, b), swing in zip(edges, swings):
+        y1, y2 = ROW * (a + 0.5), ROW * (b + 0.5)
         path = f"M{width - 8} {y1} C{width - 8 - swing} {y1} {width - 8 - swing} {y2} {width - 8} {y2}"
         shapes.append(el("path", d=path, cls="arc", data_from=a, data_to=b))
     dots = [el("circle", cx=width - 8, cy=ROW * (i + 0.5), r=4, cls="node", data_row=i) for i in range(rows)]

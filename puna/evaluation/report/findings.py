@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from puna import config
 from puna.artifacts import Artifact
 from puna.evaluation import intervals
 from puna.evaluation.scores import compare, plain
@@ -161,6 +162,7 @@ def _lineage(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
             "digest": a.digest,
             "bytes": sum(f["size"] for f in a.manifest["files"].values()),
             "config": a.config,
+            "config_digest": config.digest(a.config),
             "inputs": [
                 {"role": role, "name": names.get(i["digest"], i["path"]), "digest": i["digest"]}
                 for role, given in a.manifest["inputs"].items()

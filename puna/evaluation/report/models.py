@@ -83,7 +83,7 @@ def _smooth(values: list[float]) -> list[float]:
 def bits(found: dict[str, Any]) -> Markup:
     lead = (
         "How many bits each byte of held-out text costs; fewer is better. All are charged for the same bytes. Whiskers are "
-        "95% intervals over documents; they are wide because documents differ, not because the models were measured badly."
+        "95% intervals over documents: how much a value depends on which documents happened to be held out."
     )
     measured = [r for r in found["results"] if r.get("bits_per_byte") and r["kind"] != "quantised"]
     rivals = list((found["baselines"] or {}).get("baselines", {}).values())
@@ -220,14 +220,14 @@ def refusals(found: dict[str, Any]) -> Markup:
     )
     probed = [r for r in found["results"] if r.get("refusal")]
     shown = [_refusal(r["checkpoint"], r["refusal"]) for r in probed]
-    return section("refusals", "Known and unknown", lead, panels(shown, three=True) if shown else MISSING)
+    return section("refusals", "Known and unknown", lead, panels(shown) if shown else MISSING)
 
 
 def _refusal(name: str, report: dict[str, Any]) -> Markup:
     labels = (
-        ("known_answered", "known, answered right"),
-        ("known_refused", "known, refused"),
-        ("unknown_refused", "unknown, refused"),
+        ("known_answered", "known: right"),
+        ("known_refused", "known: refused"),
+        ("unknown_refused", "unknown: refused"),
     )
     control = report.get("control") or {}
     marks = [mark(label, report.get(key), tone="model", control=control.get(key)) for key, label in labels]

@@ -25,7 +25,3 @@ rows.forEach((row, i) => {
   row.addEventListener("mouseenter", () => mark(true));
   row.addEventListener("mouseleave", () => mark(false));
 });
-
-// On paper what can be opened is open, but for the settings of every stage.
-addEventListener("beforeprint", () => document.querySelectorAll("details:not([open]):not(.settings details)").forEach(d => { d.open = true; d.dataset.printed = ""; }));
-addEventListener("afterprint", () => document.querySelectorAll("details[data-printed]").forEach(d => { d.open = false; delete d.dataset.printed; }));

@@ -61,18 +61,22 @@ def _call(call: dict[str, Any]) -> str:
 
 def speed(found: dict[str, Any]) -> Markup:
     lead = "Measured in this run, on the machine below, beside whatever else it was doing."
-    rows = [
-        (t["name"], "training, tokens/s (median step)", number(t["tokens_per_s"]))
-        for t in found["training"]
-        if t.get("tokens_per_s")
-    ]
+    measured: dict[str, dict[str, float]] = {}
+    for run in found["training"]:
+        if run.get("tokens_per_s"):
+            measured[run["name"]] = {"training, tokens/s (median step)": run["tokens_per_s"]}
     for result in found["results"]:
-        rows += [
-            (result["checkpoint"], key.replace("_", " "), number(value))
-            for key, value in (result.get("speed") or {}).items()
-        ]
-    shown = table(("what", "measure", ""), rows, numeric=(2,)) if rows else MISSING
+        for key, value in (result.get("speed") or {}).items():
+            measured.setdefault(result["checkpoint"], {})[_unit(key)] = value
+    measures = list(dict.fromkeys(key for each in measured.values() for key in each))
+    rows = [(name, *(number(each[m]) if m in each else "" for m in measures)) for name, each in measured.items()]
+    shown = table(("", *measures), rows, numeric=range(1, len(measures) + 1)) if rows else MISSING
     return section("speed", "Speed", lead, shown)
+
+
+def _unit(name: str) -> str:
+    """`decode_tokens_per_s` as `decode tokens/s`."""
+    return name.replace("_per_", "/").replace("_", " ")
 
 
 def time(found: dict[str, Any]) -> Markup:
@@ -83,7 +87,7 @@ def time(found: dict[str, Any]) -> Markup:
         Mark(label=a["name"], value=a["seconds"], tone="best" if a["seconds"] == longest else "plain", note=a["stage"])
         for a in found["lineage"]
     ]
-    chart = el("div", bars(marks, unit="seconds", form=duration), cls="wide-labels panel")
+    chart = el("div", bars(marks, unit="wall-clock time", form=duration), cls="wide-labels panel")
     return section("time", "Where the time went", lead, chart if marks else MISSING)
 
 
@@ -97,7 +101,14 @@ def lineage(found: dict[str, Any]) -> Markup:
         (row_of[g["digest"]], i) for i, a in enumerate(made) for g in a["inputs"] if row_of.get(g["digest"], i) < i
     ]
     rows = [_artifact(a) for a in made]
-    settings = [more(f"{a['name']}: {a['stage']}", el("pre", _pretty(a["config"])), _inputs(a)) for a in made]
+    settings = [
+        more(
+            f"{a['name']}: {a['stage']}, settings {a['config_digest'][:12]}",
+            el("pre", _pretty(a["config"])),
+            _inputs(a),
+        )
+        for a in made
+    ]
     return section(
         "lineage",
         "Lineage",
