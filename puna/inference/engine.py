@@ -28,6 +28,7 @@ from puna.inference.sequence import ContextError, Piece
 from puna.inference.sequence import Sequence as Running
 from puna.model.checkpoint import load_model
 from puna.model.llama import Llama
+from puna.quant import is_quantised, load_quantised
 from puna.tokenizer import Tokenizer
 from puna.tokenizer.dialog import parse, parse_text, render
 
@@ -65,7 +66,7 @@ class Engine:
         path = Path(path)
         if threads is not None:
             torch.set_num_threads(threads)
-        model = load_model(path, dtype)
+        model = load_quantised(path, dtype) if is_quantised(path) else load_model(path, dtype)
         return cls(model, Tokenizer.load(path), slots=slots)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:

@@ -33,6 +33,7 @@ from puna.tokenizer.export import write_hugging_face
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+QUANTISED = "puna_quantisation"  # the block of config.json that says how weights were made smaller
 _PIECE_BYTES = 16 << 20  # read at a time: what loading needs beside the model itself
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _FOLDER_HINT = "give a folder with config.json and model.safetensors: a checkpoint of ours or of Hugging Face"
@@ -59,7 +60,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
     Files of an artifact are checked against its manifest first. Needs the model's memory and a few megabytes more.
     Raises `ArtifactError` for a folder that is no model, and for missing, unexpected, misshapen or damaged tensors.
     """
-    if "puna_quantisation" in read_json(path, CONFIG):
+    if QUANTISED in read_json(path, CONFIG):
         raise ArtifactError(f"{path} holds a quantised model", hint="load it with puna.quant.load_quantised")
     model = empty_model(load_config(path), dtype)
     with WeightFiles(path) as files:
@@ -114,6 +115,9 @@ class WeightFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._home[name].entries[name].shape
+
+    def bytes(self, name: str) -> int:
+        return self._home[name].entries[name].bytes
 
     def read(self, name: str) -> Tensor:
         """A whole tensor, as stored."""

@@ -1,0 +1,48 @@
+"""The model's matrices, kept as integers.
+
+A `QuantLinear` or `QuantEmbedding` stands where the model has an `nn.Linear` or `nn.Embedding`. Weights are expanded to
+the activations' type when they are used, one matrix at a time, and forgotten: memory stays that of the integers. An
+embedding expands the rows it looks up, no more.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from puna.quant.groups import Packed, dequantise_matrix
+
+
+class QuantMatrix(nn.Module):
+    """A packed matrix of `bits` bits per weight. `dtype` is what it is expanded to."""
+
+    def __init__(self, packed: Packed, bits: int, dtype: torch.dtype):
+        super().__init__()
+        self.columns, self.bits, self.dtype = packed.columns, bits, dtype
+        self.register_buffer("codes", packed.codes)
+        self.register_buffer("scales", packed.scales)
+
+    def expanded(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The weights of `rows` (all by default) as numbers."""
+        return dequantise_matrix(Packed(self.codes[rows], self.scales[rows], self.columns), self.bits, self.dtype)
+
+
+class QuantLinear(nn.Module):
+    """x W^T for a quantised W."""
+
+    def __init__(self, matrix: QuantMatrix):
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.matrix.expanded())
+
+
+class QuantEmbedding(nn.Module):
+    """Rows of a quantised matrix."""
+
+    def __init__(self, matrix: QuantMatrix):
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.matrix.expanded(tokens.reshape(-1)).unflatten(0, tokens.shape)

@@ -1,0 +1,9 @@
+import pytest
+from small_checkpoint import make_checkpoint
+
+from puna.artifacts import Artifact
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["untied", "tied"])
+def checkpoint(request, tmp_path_factory) -> Artifact:
+    return make_checkpoint({"tied": request.param, "seed": 0}, out=tmp_path_factory.mktemp("made") / "checkpoint")

@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.errors import DataError
+from puna.quant.groups import dequantise_matrix, pack4, packed_shapes, quantise_matrix, unpack4
+
+
+def normal(rows: int = 64, columns: int = 256, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+def error(weight: torch.Tensor, bits: int, group: int) -> float:
+    again = dequantise_matrix(quantise_matrix(weight, bits, group), bits)
+    return float((weight - again).norm() / weight.norm())
+
+
+@given(st.lists(st.lists(st.integers(-8, 7), min_size=6, max_size=6), min_size=1, max_size=5))
+def test_packing_two_codes_to_a_byte_loses_nothing(codes):
+    codes = torch.tensor(codes, dtype=torch.int8)
+    packed = pack4(codes)
+    assert packed.dtype == torch.uint8 and packed.shape == (len(codes), 3)
+    assert torch.equal(unpack4(packed), codes)
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "most"), [(8, 32, 0.006), (8, 128, 0.008), (4, 32, 0.084), (4, 64, 0.093), (4, 128, 0.1)]
+)
+def test_the_error_on_normal_weights_is_that_of_the_format(bits, group, most):
+    assert error(normal(), bits, group) < most
+
+
+@pytest.mark.parametrize("group", [32, 64])
+def test_the_searched_scale_beats_the_largest_weights(group):
+    weight = normal()
+    groups = weight.unflatten(1, (-1, group))
+    scale = groups.abs().amax(-1, keepdim=True) / 7
+    plain = ((groups / scale).round() * scale).flatten(1)
+    assert error(weight, 4, group) < 0.9 * float((weight - plain).norm() / weight.norm())
+
+
+@given(
+    st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 8]), st.sampled_from([2, 32, 64]),
+    st.floats(1e-3, 1e3), st.integers(0, 100),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_every_weight_of_every_shape_and_size_comes_back_within_a_step_or_is_clipped_a_little(
+    rows, columns, bits, group, size, seed
+):
+    weight = normal(rows, columns, seed) * size
+    packed = quantise_matrix(weight, bits, group)
+    codes, scales = packed_shapes(rows, columns, bits, group)
+    assert (tuple(packed.codes.shape), tuple(packed.scales.shape)) == (codes, scales)
+    again = dequantise_matrix(packed, bits)
+    assert again.shape == weight.shape
+    steps = packed.scales.float().abs().repeat_interleave(group, 1)[:, :columns]
+    assert ((again - weight).abs() <= 1.6 * steps + 1e-6).all()
+
+
+def test_zeros_stay_zeros_and_numbers_of_the_grid_stay_as_they_are():
+    assert torch.equal(dequantise_matrix(quantise_matrix(torch.zeros(3, 64), 4, 32), 4), torch.zeros(3, 64))
+    grid = torch.randint(-8, 8, (16, 64), generator=torch.Generator().manual_seed(0)) * 0.125
+    grid[:, ::32] = -1.0  # each group has its longest code
+    assert torch.equal(dequantise_matrix(quantise_matrix(grid, 4, 32), 4), grid)
+    assert torch.equal(dequantise_matrix(quantise_matrix(-grid, 4, 32), 4), -grid)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 3e7])
+def test_weights_that_no_scale_can_hold_are_an_error(wrong):
+    weight = normal(4, 64)
+    weight[2, 3] = wrong
+    with pytest.raises(DataError):
+        quantise_matrix(weight, 4, 32)
+
+
+def test_four_bits_in_groups_of_32_take_four_and_a_half():
+    weight = normal()
+    assert 8 * quantise_matrix(weight, 4, 32).bytes / weight.numel() == 4.5
+    assert 8 * quantise_matrix(weight, 8, 32).bytes / weight.numel() == 8.5
+    assert 8 * quantise_matrix(weight, 4, 128).bytes / weight.numel() == 4.125
