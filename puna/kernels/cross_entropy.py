@@ -5,7 +5,7 @@
 
 With V = 128K, the logits of 8K tokens are 4 GB in float32. Here tokens pass in chunks: each chunk's logits are made,
 turned into the loss and at once into the gradients of its hidden states and of W, and forgotten. The backward pass then
-only scales what is stored. Products run in the dtype of `hidden`, sums in float32.
+only scales what is stored. Products run in autocast's dtype (without autocast, in that of `hidden`), sums in float32.
 """
 
 import torch
@@ -20,6 +20,9 @@ def cross_entropy(hidden: Tensor, output: Tensor, targets: Tensor, weights: Tens
     `hidden` (N, D), `output` (V, D) the output matrix, `targets` (N,) int64, `weights` (N,) float32; tokens of weight
     zero cost nothing and get no gradient. Divide by the weights' sum outside, over all ranks and micro-batches.
     """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
     return _ChunkedCrossEntropy.apply(hidden, output, targets, weights)
 
 
