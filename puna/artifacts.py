@@ -299,7 +299,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole small file so that a reader sees the old content or the new, never a part."""
     with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)
 
 
 def environment() -> dict[str, Any]:

@@ -37,7 +37,7 @@ STAGES = {
     "measure_bits": "puna.posttrain.evaluation",
     "measure_baselines": "puna.evaluation.baselines",
     "check_contamination": "puna.posttrain.evaluation",
-    "quantise": "puna.quant.quantise",
+    "quantise": "puna.quant",
     "write_report": "puna.evaluation.report",
 }
 

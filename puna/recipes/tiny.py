@@ -18,9 +18,12 @@ from puna.posttrain.evaluation import BitsConfig, EvaluationConfig, check_contam
 from puna.posttrain.round import RoundConfig, Start, run_round
 from puna.posttrain.sampling import SampleConfig
 from puna.posttrain.tasks.build import DialogConfig, build_dialogs
-from puna.posttrain.world import WorldConfig, build_world
-from puna.quant.quantise import QuantConfig, quantise
+from puna.posttrain.tasks.dialogs_io import read_items
+from puna.posttrain.tasks.toolbox import ALL_BUILTIN
+from puna.posttrain.world import WorldConfig, build_world, library, load_world
+from puna.quant import QuantConfig, quantise
 from puna.recipes.running import running
+from puna.serve.companion import Companion
 from puna.tokenizer.shards import TokeniseConfig, tokenise
 from puna.tokenizer.train import TokenizerConfig, train_tokenizer
 from puna.train.loop import TrainConfig, train
@@ -113,4 +116,15 @@ def run(c: Tiny, out: Path) -> Artifact:
         for bits, config in ((8, c.int8), (4, c.int4)):
             small = keep(quantise(config, best, out=out / f"12-int{bits}"))
             keep(measure_bits(c.bits, small, text, out=out / f"12-int{bits}-bits"))
+        companion(dialogs, world).write(out)
         return finish(write_report, c.report, model=best)
+
+
+def companion(dialogs: Artifact, world: Artifact) -> Companion:
+    """What whoever talks to the model should be offered: a question of each task, and the world's library to search."""
+    questions = {
+        item.task: item.dialog[-1].content
+        for item in read_items(dialogs.file("eval.jsonl"))
+        if item.tools == ALL_BUILTIN or not item.tools
+    }
+    return Companion(examples=tuple(questions.values()), library=tuple(library(load_world(world))))
