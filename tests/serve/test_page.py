@@ -23,7 +23,7 @@ def script(request):
         return f"It is {last.content}."
     if "12 *" in last.content:
         return '<|python_tag|>wolfram_alpha.call(query="12*(3+4)")'
-    return {"long": "word " * 100, "evil": EVIL, "markdown": MARKDOWN}.get(last.content, f"You said: {last.content}")
+    return {"long": "word " * 40, "evil": EVIL, "markdown": MARKDOWN}.get(last.content, f"You said: {last.content}")
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,13 @@ def visit(serve, browser):
     complaints, contexts = [], []
 
     def open_(*, expected: tuple[str, ...] = (), api_key=None, width=1100, **settings):
-        server = serve(ScriptedEngine(script, pause_s=0.004, **settings), api_key=api_key, tools=[calculator()])
+        server = serve(ScriptedEngine(script, pause_s=0.01, **settings), api_key=api_key, tools=[calculator()])
         contexts.append(browser.new_context(viewport={"width": width, "height": 760}))
         page = contexts[-1].new_page()
         page.server = server
         page.on("console", lambda m: complaints.append(m.text) if not any(e in m.text for e in expected) else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.goto(server.url)
         return page
 
@@ -96,10 +96,10 @@ def test_an_answer_can_be_stopped_and_regenerated(visit, how):
     page.click("#send") if how == "button" else page.keyboard.press("Escape")
     page.wait_for_selector("text=stopped")
     assert page.server.engine.closed.wait(3)
-    assert 0 < len(answer(page).inner_text()) < 490
+    assert 0 < len(answer(page).inner_text()) < 195
     page.fill("#question", "")
     page.click("text=Regenerate")
-    page.wait_for_selector("text=501 tokens")
+    page.wait_for_selector("text=201 tokens")
     assert page.locator(".turn").count() == 2
 
 
@@ -142,10 +142,25 @@ def test_several_lines_settings_and_a_reload(visit):
     assert page.locator(".turn").count() == 0 and page.locator("#welcome").is_visible()
 
 
-def test_a_full_context_is_explained_and_a_new_chat_offered(visit):
+def test_a_full_context_is_explained_and_goes_on_without_the_oldest(visit):
+    page = visit(expected=("400",), context=420)
+    for number in range(3):
+        ask(page, f"question {number} {'x' * 40}")
+        page.wait_for_selector(f"text=You said: question {number}")
+        answer(page)
+    ask(page, f"question 3 {'x' * 40}")
+    page.wait_for_selector("text=outgrown the model's context")
+    page.click("text=Go on without the oldest")
+    page.wait_for_selector("text=You said: question 3")
+    page.wait_for_selector("text=no longer sees what is above")
+    sent = [m.content.split()[1] for m in page.server.engine.seen[-1].dialog if m.role == "user"]
+    assert sent == ["2", "3"]
+
+
+def test_a_message_that_can_never_fit_is_explained(visit):
     page = visit(expected=("400",), context=200)
     ask(page, "x" * 300)
-    page.wait_for_selector("text=outgrown the model's context")
+    page.wait_for_selector("text=too long for the model's context")
     page.click(".trouble button")
     assert page.locator("#welcome").is_visible()
 
