@@ -47,6 +47,7 @@ def test_personal_data_is_replaced_by_its_kind(text, expected):
         "DE89 3704 0044 0532 0130 01 fails modulo 97",
         "std::vector::iterator and a::b::c and ::1 and fe80::1",
         "@property and @app.route('/x') and f@g.T",
+        "discord.com/channels/4111111111111111/12",
         "ISBN 978-3-16-148410-0, 1,000,000,000 people, 0x7fffffffffffffff",
     ],
 )

@@ -119,7 +119,7 @@ def test_a_damaged_file_gives_what_comes_before_and_one_fault(tmp_path, compress
     write_jsonl(folder / "b.jsonl", ["after it"])
     documents, faults = split(read(folder, ReaderConfig()))
     assert documents[-1].text == "after it"
-    assert [f.unread for f in faults if f.reason == "damaged compressed file"][0] < len(data)
+    assert next(f.unread for f in faults if f.reason == "damaged compressed file") < len(data)
     assert 0 < len(documents) < len(texts)
 
 
