@@ -13,10 +13,10 @@ at the same size (groups of 64), and would cost every product a second sum.
 
 On disk and in memory:
 
-    codes     (rows, columns)      int8, or (rows, columns / 2) uint8 at 4 bits: column 2i in the low half, 2i+1 in the high
+    codes     (rows, columns)      int8; at 4 bits (rows, columns / 2) uint8, column 2i in the low half, 2i+1 in the high
     scales    (rows, groups)       float16
 
-where columns are filled up with zeros to whole groups. That is 8.5 and 4.5 bits per weight in groups of 32.
+where the last group may be shorter than the others. That is 8.5 and 4.5 bits per weight in groups of 32.
 """
 
 from dataclasses import dataclass
@@ -26,14 +26,8 @@ from torch import Tensor
 
 from puna.errors import DataError
 
-_MARGINS = (
-    -1.0,
-    -0.5,
-    0.0,
-    0.5,
-    1.0,
-    1.5,
-)  # at 4 bits, in codes: what the largest weight gets, beyond the end of the range
+# What a group's largest weight may get at 4 bits, in codes beyond the end of the range (where it is clipped).
+_MARGINS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 _WEIGHTS_AT_ONCE = 1 << 22
 _LARGEST_SCALE = torch.finfo(torch.float16).max
 
@@ -45,6 +39,8 @@ class Packed:
     codes: Tensor
     scales: Tensor
     columns: int
+    bits: int
+    group_size: int
 
     @property
     def bytes(self) -> int:
@@ -53,8 +49,7 @@ class Packed:
 
 def packed_shapes(rows: int, columns: int, bits: int, group_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The shapes of codes and scales for a matrix."""
-    groups = -(-columns // group_size)
-    return (rows, groups * group_size * bits // 8), (rows, groups)
+    return (rows, columns if bits == 8 else -(-columns // 2)), (rows, -(-columns // group_size))
 
 
 def code_dtype(bits: int) -> torch.dtype:
@@ -65,17 +60,20 @@ def quantise_matrix(weight: Tensor, bits: int, group_size: int) -> Packed:
     """Quantise `weight` (rows, columns). Raises `DataError` if a weight is not finite or too large for a float16 scale."""
     if not bool(weight.isfinite().all()):
         raise DataError("a weight is NaN or infinite", hint="the training run diverged: take an earlier checkpoint")
-    step = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])
-    parts = [_quantise_rows(part.float(), bits, group_size) for part in weight.split(step)]
-    return Packed(torch.cat([codes for codes, _ in parts]), torch.cat([scales for _, scales in parts]), weight.shape[1])
+    columns = weight.shape[1]
+    parts = weight.split(max(1, _WEIGHTS_AT_ONCE // columns))
+    codes, scales = zip(*(_quantise_rows(part.float(), bits, group_size) for part in parts))
+    return Packed(torch.cat(codes), torch.cat(scales), columns, bits, group_size)
 
 
-def dequantise_matrix(packed: Packed, bits: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantise_matrix(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (rows, columns) that the integers stand for."""
-    codes = unpack4(packed.codes) if bits == 4 else packed.codes
-    groups = packed.scales.shape[1]
-    wide = codes.unflatten(1, (groups, -1)).to(dtype) * packed.scales[..., None].to(dtype)
-    return wide.flatten(1)[:, : packed.columns]
+    codes = unpack4(packed.codes)[:, : packed.columns] if packed.bits == 4 else packed.codes
+    if packed.columns % packed.group_size:
+        scales = packed.scales.repeat_interleave(packed.group_size, 1)[:, : packed.columns]
+        return codes.to(dtype) * scales.to(dtype)
+    groups = codes.unflatten(1, (-1, packed.group_size))
+    return (groups.to(dtype) * packed.scales[..., None].to(dtype)).flatten(1)
 
 
 def _quantise_rows(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +95,7 @@ def _quantise_rows(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, 
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
         best_codes = torch.where(better, codes, best_codes)
-    codes = best_codes.flatten(1).to(torch.int8)
+    codes = best_codes.flatten(1)[:, : weight.shape[1]].to(torch.int8)
     return (pack4(codes) if bits == 4 else codes), best_scale[..., 0].half()
 
 
@@ -109,12 +107,13 @@ def _reaches(bits: int) -> list[float]:
 
 
 def pack4(codes: Tensor) -> Tensor:
-    """Codes -8 ... 7 (rows, columns) int8, two to a byte: (rows, columns / 2) uint8. `columns` is even."""
-    low, high = (codes & 15).view(torch.uint8).unflatten(1, (-1, 2)).unbind(-1)
+    """Codes -8 ... 7 (rows, columns) int8, two to a byte: (rows, columns / 2) uint8; an odd last one gets a 0 beside it."""
+    even = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
+    low, high = (even & 15).view(torch.uint8).unflatten(1, (-1, 2)).unbind(-1)
     return low | (high << 4)
 
 
 def unpack4(packed: Tensor) -> Tensor:
-    """The inverse of `pack4`."""
+    """The inverse of `pack4`, the 0 beside an odd last code included."""
     signed = packed.view(torch.int8)
     return torch.stack(((signed << 4) >> 4, signed >> 4), dim=-1).flatten(1)

@@ -69,10 +69,11 @@ class _Source:
 
     def packed(self, name: str, columns: int) -> Packed:
         codes, scales = (self._ordered(name, self.files.read(part)) for part in part_names(hf_name(name)))
-        if codes.dtype != code_dtype(self.quant.bits_of(name)) or scales.dtype != torch.float16:
+        bits = self.quant.bits_of(name)
+        if codes.dtype != code_dtype(bits) or scales.dtype != torch.float16:
             found = f"{self.files.path}: {hf_name(name)} is stored as {codes.dtype} with {scales.dtype}"
             raise ArtifactError(found, hint="config.json and the weights do not belong together")
-        return Packed(codes, scales, columns)
+        return Packed(codes, scales, columns, bits, self.quant.group_size)
 
     def _ordered(self, name: str, rows: Tensor) -> Tensor:
         return to_meta_rows(rows, self.config.head_dim) if is_rotary(name) else rows
@@ -99,12 +100,10 @@ def _expanded(source: _Source, dtype: torch.dtype) -> Llama:
     model = empty_model(source.config, dtype)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            bits = source.quant.bits_of(name)
-            if weight.ndim == 1 or bits == UNQUANTISED:
+            if weight.ndim == 1 or source.quant.bits_of(name) == UNQUANTISED:
                 weight.copy_(source.plain(name))
             else:
-                packed = source.packed(name, weight.shape[1])
-                weight.copy_(dequantise_matrix(packed, bits, dtype))
+                weight.copy_(dequantise_matrix(source.packed(name, weight.shape[1]), dtype))
     return model
 
 
@@ -117,7 +116,7 @@ def _packed(source: _Source, dtype: torch.dtype) -> Llama:
             weight = nn.Parameter(source.plain(name).to(dtype), requires_grad=False)
             model.get_submodule(path).weight = weight
         else:
-            matrix = QuantMatrix(source.packed(name, weight.shape[1]), source.quant.bits_of(name), dtype)
+            matrix = QuantMatrix(source.packed(name, weight.shape[1]), dtype)
             form = QuantEmbedding if name.startswith("tok_embeddings") else QuantLinear
             setattr(model.get_submodule(owner), last, form(matrix))
     if source.config.tied:

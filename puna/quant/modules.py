@@ -13,17 +13,17 @@ from puna.quant.groups import Packed, dequantise_matrix
 
 
 class QuantMatrix(nn.Module):
-    """A packed matrix of `bits` bits per weight. `dtype` is what it is expanded to."""
+    """A packed matrix; `dtype` is what it is expanded to."""
 
-    def __init__(self, packed: Packed, bits: int, dtype: torch.dtype):
+    def __init__(self, packed: Packed, dtype: torch.dtype):
         super().__init__()
-        self.columns, self.bits, self.dtype = packed.columns, bits, dtype
+        self.form, self.dtype = (packed.columns, packed.bits, packed.group_size), dtype
         self.register_buffer("codes", packed.codes)
         self.register_buffer("scales", packed.scales)
 
     def expanded(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """The weights of `rows` (all by default) as numbers."""
-        return dequantise_matrix(Packed(self.codes[rows], self.scales[rows], self.columns), self.bits, self.dtype)
+        return dequantise_matrix(Packed(self.codes[rows], self.scales[rows], *self.form), self.dtype)
 
 
 class QuantLinear(nn.Module):

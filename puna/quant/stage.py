@@ -37,10 +37,7 @@ class QuantConfig:
     embedding_bits: Literal[4, 8, 16] = 8  # of the embedding and the output; 16 keeps them as bfloat16
 
     def __post_init__(self) -> None:
-        size = self.group_size
-        require(
-            size > 0 and size % 2 == 0, f"group_size={size} must be positive and even", hint="32, 64 and 128 are usual"
-        )
+        require(self.group_size > 0, f"group_size={self.group_size} must be positive", hint="32, 64 and 128 are usual")
 
     def bits_of(self, name: str) -> int:
         """The bits of the matrix that Meta calls `name`."""
@@ -94,7 +91,7 @@ def _quantise_one(config: QuantConfig, files: WeightFiles, name: str, out: Path)
         packed = quantise_matrix(weight, bits, config.group_size)
         codes, scales = part_names(name)
         parts = {codes: pending(packed.codes), scales: pending(packed.scales)}
-        _write_with_error(out, parts, weight, dequantise_matrix(packed, bits))
+        _write_with_error(out, parts, weight, dequantise_matrix(packed))
 
 
 def _write_with_error(out: Path, parts: Mapping[str, Pending], weight: torch.Tensor, again: torch.Tensor) -> None:

@@ -14,16 +14,16 @@ def normal(rows: int = 64, columns: int = 256, seed: int = 0) -> torch.Tensor:
 
 
 def error(weight: torch.Tensor, bits: int, group: int) -> float:
-    again = dequantise_matrix(quantise_matrix(weight, bits, group), bits)
+    again = dequantise_matrix(quantise_matrix(weight, bits, group))
     return float((weight - again).norm() / weight.norm())
 
 
-@given(st.lists(st.lists(st.integers(-8, 7), min_size=6, max_size=6), min_size=1, max_size=5))
+@given(st.lists(st.lists(st.integers(-8, 7), min_size=7, max_size=7), min_size=1, max_size=5))
 def test_packing_two_codes_to_a_byte_loses_nothing(codes):
     codes = torch.tensor(codes, dtype=torch.int8)
     packed = pack4(codes)
-    assert packed.dtype == torch.uint8 and packed.shape == (len(codes), 3)
-    assert torch.equal(unpack4(packed), codes)
+    assert packed.dtype == torch.uint8 and packed.shape == (len(codes), 4)
+    assert torch.equal(unpack4(packed)[:, :7], codes)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_searched_scale_beats_the_largest_weights(group):
 
 
 @given(
-    st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 8]), st.sampled_from([2, 32, 64]),
+    st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 8]), st.sampled_from([1, 5, 32, 64]),
     st.floats(1e-3, 1e3), st.integers(0, 100),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
@@ -54,18 +54,18 @@ def test_every_weight_of_every_shape_and_size_comes_back_within_a_step_or_is_cli
     packed = quantise_matrix(weight, bits, group)
     codes, scales = packed_shapes(rows, columns, bits, group)
     assert (tuple(packed.codes.shape), tuple(packed.scales.shape)) == (codes, scales)
-    again = dequantise_matrix(packed, bits)
+    again = dequantise_matrix(packed)
     assert again.shape == weight.shape
     steps = packed.scales.float().abs().repeat_interleave(group, 1)[:, :columns]
     assert ((again - weight).abs() <= 1.6 * steps + 1e-6).all()
 
 
 def test_zeros_stay_zeros_and_numbers_of_the_grid_stay_as_they_are():
-    assert torch.equal(dequantise_matrix(quantise_matrix(torch.zeros(3, 64), 4, 32), 4), torch.zeros(3, 64))
+    assert torch.equal(dequantise_matrix(quantise_matrix(torch.zeros(3, 64), 4, 32)), torch.zeros(3, 64))
     grid = torch.randint(-8, 8, (16, 64), generator=torch.Generator().manual_seed(0)) * 0.125
     grid[:, ::32] = -1.0  # each group has its longest code
-    assert torch.equal(dequantise_matrix(quantise_matrix(grid, 4, 32), 4), grid)
-    assert torch.equal(dequantise_matrix(quantise_matrix(-grid, 4, 32), 4), -grid)
+    assert torch.equal(dequantise_matrix(quantise_matrix(grid, 4, 32)), grid)
+    assert torch.equal(dequantise_matrix(quantise_matrix(-grid, 4, 32)), -grid)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 3e7])
