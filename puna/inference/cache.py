@@ -56,6 +56,12 @@ class KVCache:
         for room in (self.keys, self.values):
             room[:, target, :, :length] = room[:, source, :, :length]
 
+    def spread(self, first: int, sources: list[int], length: int) -> None:
+        """Fill slot `first` + i with the first `length` positions of slot `first` + sources[i], for all i at once."""
+        for room in (self.keys, self.values):
+            slots = room[:, first : first + len(sources), :, :length]
+            slots.copy_(slots[:, sources])
+
     def clear(self) -> None:
         """Give the memory back."""
         self.keys, self.values = (self._room(0, 0, self.keys.dtype) for _ in range(2))

@@ -82,8 +82,8 @@ class Engine:
                 where = f"request {index + 1} of {len(requests)}: " if len(requests) > 1 else ""
                 raise ContextError(where + error.message, hint=error.hint) from None
         try:
-            # Neighbours in the queue are prefilled together: similar lengths need little padding.
-            self._scheduler.waiting.extend(sorted(sequences, key=lambda s: len(s.prompt)))
+            # Neighbours in the queue are prefilled together: similar lengths need little padding, equal prompts one reading.
+            self._scheduler.waiting.extend(sorted(sequences, key=lambda s: (len(s.prompt), s.prompt)))
             for sequence in sequences:
                 self._advance(lambda s=sequence: s.done)
         finally:

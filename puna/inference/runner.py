@@ -23,11 +23,21 @@ class Runner:
     def prefill(self, prompts: list[list[int]], first: int, longest: int) -> Tensor:
         """Read `prompts` into slots `first`, ...; logits (B, V) float32 after the last token of each.
 
-        `longest` is how many positions a slot may come to need soon; it saves growing the cache step by step.
+        A prompt that several requests share (samples of one answer) is read once. `longest` is how many positions a
+        slot may come to need soon; it saves growing the cache step by step.
         """
-        lengths = torch.tensor([len(p) for p in prompts])
-        width = int(lengths.max())
+        row_of: dict[tuple[int, ...], int] = {}
+        rows = [row_of.setdefault(tuple(prompt), len(row_of)) for prompt in prompts]
+        width = max(map(len, prompts))
         self.cache.reserve(first + len(prompts), max(width, longest))
+        last = self._read(list(row_of), first, width)
+        if len(row_of) < len(prompts):
+            self.cache.spread(first, rows, width)
+        return self.model.output(last).float()[rows]
+
+    def _read(self, prompts: list[tuple[int, ...]], first: int, width: int) -> Tensor:
+        """The hidden state (B, D) after the last token of each prompt, chunk by chunk."""
+        lengths = torch.tensor([len(p) for p in prompts])
         tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt)] = torch.tensor(prompt)
@@ -38,7 +48,7 @@ class Runner:
             hidden = self.model.hidden(chunk, positions, self.cache.prefill(first, start))
             ends = ((lengths > start) & (lengths <= start + chunk.shape[1])).nonzero()[:, 0]
             last[ends] = hidden[ends, lengths[ends] - 1 - start]
-        return self.model.output(last).float()
+        return last
 
     def decode(self, tokens: list[int], positions: list[int]) -> Tensor:
         """Read one token for each of the first n slots at its position; logits (n, V) float32."""

@@ -11,6 +11,7 @@ from puna.inference.engine import Engine
 from puna.inference.sequence import ContextError
 from puna.model.checkpoint import save_model
 from puna.model.llama import attend_with
+from puna.quant import QuantConfig, load_quantised, quantise
 from puna.tokenizer.bpe import write_ranks
 
 PROMPTS = ["the", "", "a longer prompt about the sea", "東京 é", "x" * 50, "one two three", "aeiou " * 6, "q"]
@@ -101,6 +102,21 @@ def test_every_shape_decodes_as_it_reads(tokenizer, shape):
     expected = greedy_without_cache(model, tokenizer, "the sea", 25)
     [answer] = Engine(model, tokenizer).generate([Request(prompt="the sea", sampling=Sampling(max_tokens=25))])
     assert answer.text == tokenizer.decode(t for t in expected if t not in tokenizer.stop_ids)
+
+
+def test_samples_of_one_prompt_read_it_once_and_are_each_what_they_are_alone(model, tokenizer):
+    requests = [
+        Request(prompt=prompt, sampling=Sampling(temperature=1.0, seed=seed, max_tokens=15))
+        for seed in range(4)
+        for prompt in ("the sea", "东 x", "a longer prompt")
+    ]
+    alone = [Engine(model, tokenizer).generate([request])[0] for request in requests]
+    engine = Engine(model, tokenizer, slots=16)
+    read: list[int] = []
+    original = engine._runner._read
+    engine._runner._read = lambda prompts, *rest: (read.append(len(prompts)), original(prompts, *rest))[1]
+    assert all(close(a, b) for a, b in zip(alone, engine.generate(requests)))
+    assert sum(read) == 3 and len({c.text for c in alone}) > 9
 
 
 def test_a_long_prompt_is_read_in_chunks_to_the_same_answer(model, tokenizer, monkeypatch):
@@ -277,6 +293,19 @@ def test_a_saved_checkpoint_is_an_engine_that_answers_the_same(model, tokenizer,
     loaded = Engine.load(tmp_path / "model", threads=torch.get_num_threads())
     assert loaded.config == CONFIG and loaded.tokenizer.ranks == tokenizer.ranks
     assert all(close(a, b) for a, b in zip(loaded.generate(requests), Engine(model, tokenizer).generate(requests)))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_model_is_an_engine_too_packed_or_expanded(model, tokenizer, tmp_path, bits):
+    write_ranks(tmp_path / "tokenizer.model", tokenizer.ranks)
+    save_model(model, tmp_path, tmp_path / "model")
+    made = quantise(QuantConfig(bits=bits), tmp_path / "model", out=tmp_path / "quantised")
+    packed = Engine(load_quantised(made.path, expand=False), tokenizer)
+    requests = mixed_requests()
+    assert all(close(a, b) for a, b in zip(Engine.load(made.path).generate(requests), packed.generate(requests)))
+    expected = greedy_without_cache(packed.model, tokenizer, "the sea", 30)
+    [answer] = packed.generate([Request(prompt="the sea", sampling=Sampling(max_tokens=30))])
+    assert answer.text == tokenizer.decode(t for t in expected if t not in tokenizer.stop_ids)
 
 
 def test_the_engine_is_a_generator(engine):
