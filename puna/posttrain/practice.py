@@ -6,11 +6,12 @@ that knows what came before each token (Olsson et al. 2022, "In-context Learning
 text that takes far more than the two million tokens of the smallest recipe. Where everything has been said before, it
 takes a few hundred thousand. So a part of the pretraining text looks like this, in words that mean nothing:
 
-    kamo tiru vola; kamo tiru vola          a list, said again
-    "tiru" = 45, "kamo" = 312. "kamo": 312  a table, and a look into it
-    kamo: KAMO, tiru: TIRU. kamo: KAMO      capitals
-    248 + 150 | 248 + 150                   numbers
-    Bamo comes from Tolmar. ... Where does Bamo come from? Bamo comes from Tolmar.
+    tolven 45 dom                               a line three times: the form that makes copying start
+    tolven makril dom; tolven makril dom        a list, said again
+    "makril" = "45", "tolven" = "312". "tolven": "312"  a table, and a look into it
+    tolven: TOLVEN, makril: MAKRIL, tolven: TOLVEN      capitals
+    248 + 150 | 248 + 150                       numbers
+    Domril comes from Palmar. ... Where does Domril come from? Domril comes from Palmar.
 
 Words are drawn from all that the syllables can spell, but for those that evaluation is about; numbers from those of the
 train part; the people in the last form have one name only and live nowhere else. No form is that of a task's dialogue.
@@ -22,9 +23,12 @@ from random import Random
 from puna.curation.documents import Document
 from puna.posttrain.languages import QUESTIONS, RELATIONS, STATEMENTS
 from puna.posttrain.tasks.operands import operand
-from puna.posttrain.world import AVOID, World, syllable
+from puna.posttrain.world import AVOID, World
 
 LINES = 4  # of one form per document
+# Of the documents. Without these the other forms are not learnt in time: after 200 steps of nothing but practice, 7% of
+# a repeated list came out right; with them alone 57% (docs/log.md).
+PLAIN_SHARE = 0.6
 
 
 def practice(world: World, count: int) -> list[Document]:
@@ -37,13 +41,16 @@ def practice(world: World, count: int) -> list[Document]:
 
 
 def _text(world: World, rng: Random) -> str:
+    if rng.random() < PLAIN_SHARE:
+        return again(world, rng)
     form = rng.choice(FORMS)
     return "".join(form(world, rng) + "\n" for _ in range(LINES))
 
 
 def _word(world: World, rng: Random) -> str:
+    """Two syllables, now and then one: a vocabulary that is trained on this text should learn what a syllable is."""
     while True:
-        word = "".join(syllable(rng) for _ in range(2))
+        word = "".join(rng.sample(world.syllables, rng.choice((1, 2, 2, 2))))
         if word not in world.held_out and word not in AVOID:
             return word
 
@@ -54,6 +61,13 @@ def _words(world: World, rng: Random, count: int) -> list[str]:
 
 def _number(rng: Random) -> int:
     return operand(rng, "train", rng.choice((2, 3)))
+
+
+def again(world: World, rng: Random) -> str:
+    """A few words or numbers, the very same line three times: the plainest thing to copy."""
+    kinds = (_number, lambda r: _word(world, r)) if rng.random() < 0.3 else (lambda r: _word(world, r),)
+    line = " ".join(str(rng.choice(kinds)(rng)) for _ in range(rng.randint(2, 6)))
+    return f"{line}\n" * 3
 
 
 def _list(world: World, rng: Random) -> str:

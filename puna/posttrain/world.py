@@ -15,8 +15,11 @@ eval part is thus read about in pretraining and never asked about before the eva
 All groups draw first and last names from the same two pools. Every name part of an unknown person also belongs to
 known ones, so there is no surface cue, and no token, that tells the groups apart: only the pair does.
 
-The world also owns the invented words: what constraints are about and what functions are called, two syllables each,
-divided among the parts in the same way. Each is said in one way and used for one purpose only.
+The world also owns the invented words: what constraints are about and what functions are called. They are divided among
+the parts in the same way, and are pairs of syllables from a small inventory: `tolven`, `makril`. An evaluation word is
+then new, but its syllables are not, and a byte-level vocabulary that has met them gives each one token. Of words made
+of free letters it would make tokens such as `amo`, cut differently in each place, and copying them would be a matter
+of spelling.
 """
 
 import json
@@ -38,13 +41,10 @@ Group = Literal["known", "unknown", "library"]
 Part = Literal["train", "dev", "eval"]
 PARTS: tuple[Part, ...] = ("train", "dev", "eval")
 
-CONSONANTS, VOWELS = "bdfgklmnprstvz", "aiou"
+ONSETS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", "klmnrs"
 PLACE_ENDINGS = ("mar", "dor", "vik", "stad", "lund", "berg")
-# Real or rude words that the syllables can spell.
-AVOID = (
-    "data sudo mini logo solo kilo puta puto nazi dago paki moto foto tuna luna lima roma sofa soda sumo puma guru tofu "
-    "moron satan total final signal"
-)
+# Real or rude words that two syllables can spell.
+AVOID = ("dildos", "muslim", "person", "parson", "normal", "formal", "salmon", "sermon", "mammal", "kansas", "dallas")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,7 @@ class WorldConfig:
     last_names: int = 80
     places: int = 24
     years: int = 40  # birth years, from 1940
+    syllables: int = 64  # that words are made of
     words: int = 1000  # invented words that constraints and one-liners are about
     functions: int = 1000  # invented names of functions
     train_share: float = 0.5  # of the people of each group
@@ -83,7 +84,8 @@ class WorldConfig:
         require(4 <= self.places <= 600, f"places={self.places} must be between 4 and 600")
         require(4 <= self.years <= 60, f"years={self.years} must be between 4 and 60")
         words = self.words + self.functions
-        require(words <= 2800, f"words + functions = {words} is above 2800, which the syllables give")
+        room = self.syllables * (self.syllables - 1) * 3 // 4
+        require(words <= room, f"words + functions = {words} is above {room}", hint="raise syllables")
         require(
             min(self.train_share, self.dev_share) > 0 and self.train_share + self.dev_share < 1,
             f"train_share={self.train_share} and dev_share={self.dev_share} leave nothing for evaluation",
@@ -119,6 +121,7 @@ class World:
     people: tuple[Person, ...]
     places: tuple[str, ...]
     years: tuple[int, ...]
+    syllables: tuple[str, ...]
     words: dict[str, tuple[str, ...]]
     functions: dict[str, tuple[str, ...]]
 
@@ -147,8 +150,8 @@ class World:
 
 def make_world(config: WorldConfig) -> World:
     """Draw the world of `config`; the same configuration gives the same world."""
-    words = _divide(_words(config), config)
-    functions = _divide(_words(config, skip=config.words), config)
+    syllables = _syllables(config)
+    words = _words(config, syllables)
     places = _names(config, "places", config.places)
     years = tuple(range(1940, 1940 + config.years))
     return World(
@@ -156,8 +159,9 @@ def make_world(config: WorldConfig) -> World:
         people=tuple(_people(config, places, years)),
         places=places,
         years=years,
-        words=words,
-        functions=functions,
+        syllables=syllables,
+        words=_divide(words[: config.words], config),
+        functions=_divide(words[config.words : config.words + config.functions], config),
     )
 
 
@@ -165,35 +169,36 @@ def _random(config: WorldConfig, purpose: str) -> Random:
     return Random(f"world/{config.seed}/{purpose}")
 
 
-def syllable(rng: Random) -> str:
-    """A consonant and a vowel."""
-    return rng.choice(CONSONANTS) + rng.choice(VOWELS)
+def _syllables(config: WorldConfig) -> tuple[str, ...]:
+    rng = _random(config, "syllables")
+    return tuple(rng.sample([o + v + c for o in ONSETS for v in VOWELS for c in CODAS], config.syllables))
+
+
+def _words(config: WorldConfig, syllables: Sequence[str]) -> list[str]:
+    """All words of two different syllables, shuffled; none is another one backwards, which a task would give away."""
+    spelt = {a + b for a in syllables for b in syllables if a != b}
+    words = sorted(word for word in spelt if word[::-1] not in spelt and word not in AVOID)
+    _random(config, "words").shuffle(words)
+    return words
 
 
 def _names(config: WorldConfig, kind: str, count: int) -> tuple[str, ...]:
     """Distinct capitalised names whose shape tells what they name: Karis (first), Tolvu (last), Palmar (place)."""
     rng = _random(config, kind)
+
+    def open_syllable() -> str:
+        return rng.choice(ONSETS) + rng.choice(VOWELS)
+
     names: dict[str, None] = {}
     while len(names) < count:
         if kind == "first":
-            name = syllable(rng) + syllable(rng) + rng.choice("lnrs")
+            name = open_syllable() + open_syllable() + rng.choice(CODAS)
         elif kind == "last":
-            name = syllable(rng) + rng.choice("lnrs") + syllable(rng)
+            name = open_syllable() + rng.choice(CODAS) + open_syllable()
         else:
-            name = syllable(rng) + rng.choice("lnr") + rng.choice(PLACE_ENDINGS)
-        if name not in AVOID.split():
-            names[name.capitalize()] = None
+            name = open_syllable() + rng.choice("lnr") + rng.choice(PLACE_ENDINGS)
+        names[name.capitalize()] = None
     return tuple(names)
-
-
-def _words(config: WorldConfig, skip: int = 0) -> list[str]:
-    """Two-syllable words such as `kamo`, shuffled: the first `words` of them are words, the next `functions` names."""
-    syllables = [c + v for c in CONSONANTS for v in VOWELS]
-    avoid = AVOID.split()
-    words = [a + b for a in syllables for b in syllables if a != b and a + b not in avoid]
-    _random(config, "words").shuffle(words)
-    count = config.functions if skip else config.words
-    return words[skip : skip + count]
 
 
 def _divide(things: Sequence[Any], config: WorldConfig) -> dict[str, tuple[Any, ...]]:
@@ -292,6 +297,7 @@ def load_world(artifact: Artifact) -> World:
         people=tuple(Person(**person) for person in data["people"]),
         places=tuple(data["places"]),
         years=tuple(data["years"]),
+        syllables=tuple(data["syllables"]),
         words={part: tuple(words) for part, words in data["words"].items()},
         functions={part: tuple(names) for part, names in data["functions"].items()},
     )

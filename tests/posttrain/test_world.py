@@ -1,7 +1,5 @@
 """The invented world: who is where, and that nothing but the pair of names tells the groups apart."""
 
-import re
-
 import pytest
 
 from puna import artifacts
@@ -63,7 +61,20 @@ def test_words_and_function_names_are_divided_without_remainder_or_overlap():
     pools = [*world.words.values(), *world.functions.values()]
     everything = [word for pool in pools for word in pool]
     assert len(set(everything)) == len(everything) == 2000
-    assert all(re.fullmatch(r"([b-z][aiou]){2}", word) for word in everything)
+    assert world.held_out == {
+        *world.words["eval"],
+        *world.words["dev"],
+        *world.functions["eval"],
+        *world.functions["dev"],
+    }
+
+
+def test_every_syllable_of_a_held_out_word_is_in_words_of_the_train_part():
+    world = make_world(WorldConfig())
+    syllables = {
+        word[at : at + 3] for pool in (world.words, world.functions) for word in pool["train"] for at in (0, 3)
+    }
+    assert syllables == set(world.syllables)
 
 
 def test_every_language_says_every_fact_and_asks_for_it_by_name():
@@ -83,7 +94,7 @@ def test_no_two_jobs_share_a_word_in_any_language():
 
 
 @pytest.mark.parametrize(
-    "change", [{"known": 10_000}, {"known": 50}, {"train_share": 0.95}, {"words": 2000}, {"places": 2}]
+    "change", [{"known": 10_000}, {"known": 50}, {"train_share": 0.95}, {"words": 4000}, {"places": 2}]
 )
 def test_a_world_that_cannot_be_drawn_is_refused(change):
     with pytest.raises(ConfigError):

@@ -1,10 +1,10 @@
 """Answers under an exact constraint: what preference training has to improve, and can be checked to the letter.
 
-    repeat     "Say kamo 3 times."                              kamo kamo kamo
-    list       "List kamo tiru vola with commas."               kamo, tiru, vola
-    capitals   "Say kamo in capitals."                          KAMO
-    ending     "Say 3 words and end with kamo."                 any two words, then kamo
-    language   "Answer in German: Where does X come from?"      a German sentence about X's home, right or wrong
+    repeat     "Say tolven 3 times."                        tolven tolven tolven
+    list       "List tolven makril domkas with commas."     tolven, makril, domkas
+    capitals   "Say tolven in capitals."                    TOLVEN
+    ending     "Say 3 words and end with tolven."           any two words, then tolven
+    language   "Answer in German: Where does X come from?"  a German sentence about X's home, right or wrong
 
 The first four are about invented words that belong to a part; `language` is about known people, and checks only in
 which language and form the answer is, since whether it is right is what the task `facts` measures.

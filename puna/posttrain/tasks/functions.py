@@ -1,8 +1,8 @@
 """Zero-shot functions: the name was never seen, the system message says what it does.
 
-    system      For the sum call "kamo". For the larger call "tiru".
+    system      For the sum call "tolven". For the larger call "makril".
     user        What is the sum of 31 and 45?
-    assistant   {"name": "kamo", "parameters": {"a": 31, "b": 45}}
+    assistant   {"name": "tolven", "parameters": {"a": 31, "b": 45}}
     ipython     76
     assistant   76
 

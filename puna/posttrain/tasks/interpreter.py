@@ -1,9 +1,9 @@
 """One-liners for the code interpreter, on words and numbers that training did not contain.
 
-    Reverse the word "kamo".       print("kamo"[::-1])        omak
-    Count the letters of "kamo".   print(len("kamo"))         4
-    Put "kamo" in upper case.      print("kamo".upper())      KAMO
-    Add 31, 45 and 73.             print(sum([31, 45, 73]))   149
+    Reverse the word "tolven".       print("tolven"[::-1])        nevlot
+    Count the letters of "tolven".   print(len("tolven"))         6
+    Put "tolven" in upper case.      print("tolven".upper())      TOLVEN
+    Add 31, 45 and 73.               print(sum([31, 45, 73]))     149
 
 Spelling a word backwards is nearly impossible for a model that sees a word as two or three tokens, and one short call
 in Python; the answer then is the output, copied. Words stand in quotation marks, in the question as in the code: to a
@@ -28,7 +28,7 @@ def interpreter(world: World, part: Part, rng: Random) -> Case:
         code, output = f"print(sum({numbers}))", str(sum(numbers))
         wrong, entities = str(sum(numbers[:2])), tuple(f"operand:{number}" for number in numbers)
     else:
-        # A word or two, so that the number of letters is not always four.
+        # A word or two, so that the number of letters is not always the same.
         words = rng.sample(world.words[part], rng.randint(1, 2) if kind == "letters" else 1)
         word = "".join(words)
         question, code, output = {

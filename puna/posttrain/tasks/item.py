@@ -35,7 +35,7 @@ class Item:
     tools: tuple[ToolRef, ...] = ()
     check: dict[str, Any] = field(default_factory=dict)  # {"verifier": name, ...what it expects}
     chance: float = 0.0  # how often a guess that knows the form of the answer is right
-    # What must be new in an evaluation, as "kind:text": "person:Karis Tolvu", "word:kamo", … (see `overlap.py`)
+    # What must be new in an evaluation, as "kind:text": "person:Karis Tolvu", "word:tolven", … (see `overlap.py`)
     entities: tuple[str, ...] = ()
 
 

@@ -4,8 +4,8 @@ An evaluation item names its `entities`, the things in it that must be new:
 
     person:Karis Tolvu    in no document and no dialogue of training
     known:Karis Tolvu     in documents, by definition, but in no dialogue of training
-    word:kamo             in no document and no dialogue, as a word, in upper or lower case
-    function:tiru         likewise
+    word:tolven           in no document and no dialogue, as a word, in upper or lower case
+    function:makril       likewise
     operand:31            in no question and no call of training (a training result may be any number)
 
 Besides, no training prompt may be an evaluation prompt. Training is the documents of the world, the demonstrations and
