@@ -21,7 +21,7 @@ from torch import Tensor
 from puna.chat import Sampling
 from puna.config import require
 
-_FEW = 256  # candidates that nearly always hold top_p of the probability; sorting all of them costs far more
+_FEW = 256  # candidates that mostly hold top_p of the probability; sorting the whole vocabulary costs five times more
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -47,7 +47,6 @@ class Rows:
     greedy: Tensor  # indices of the rows at temperature 0
     whole: Tensor  # of those drawn from the whole vocabulary (min_p at most)
     ranked: Tensor  # of those with top_k or top_p
-    most_k: int  # the largest top_k among the ranked rows, or 0 if one of them has none
 
     @classmethod
     def of(cls, settings: Sequence[Sampling], vocab_size: int) -> "Rows":
@@ -57,7 +56,6 @@ class Rows:
         def rows(kind: str) -> Tensor:
             return torch.tensor([i for i, s in enumerate(settings) if _kind(s) == kind], dtype=torch.int64)
 
-        limits = [s.top_k for s in settings if _kind(s) == "ranked"]
         return cls(
             seeds=np.array([s.seed & (2**64 - 1) for s in settings], dtype=np.uint64),
             temperature=column([s.temperature or 1.0 for s in settings]),
@@ -67,7 +65,6 @@ class Rows:
             greedy=rows("greedy"),
             whole=rows("whole"),
             ranked=rows("ranked"),
-            most_k=0 if 0 in limits else max(limits, default=0),
         )
 
 
@@ -105,15 +102,23 @@ def _from_all(logits: Tensor, rows: Rows, which: Tensor, uniforms: Tensor) -> Te
 
 def _from_ranked(logits: Tensor, rows: Rows, which: Tensor, uniforms: Tensor) -> Tensor:
     p = torch.softmax(logits / rows.temperature[which], -1)
-    top_k, top_p, min_p = rows.top_k[which], rows.top_p[which], rows.min_p[which]
-    count = min(rows.most_k or _FEW, p.shape[1])
-    best, ids = p.topk(count, dim=-1)  # descending
-    if not rows.most_k and bool((best.sum(-1, keepdim=True) < top_p).any()):
-        best, ids = p.sort(dim=-1, descending=True)
-    rank = torch.arange(best.shape[1])
-    best = torch.where(rank < top_k, best, 0.0)
+    limits = rows.top_k[which], rows.top_p[which], rows.min_p[which]
+    best, ids = p.topk(min(_FEW, p.shape[1]), dim=-1)
+    tokens = _from_sorted(best, ids, *limits, uniforms)
+    top_k, top_p, _ = limits
+    enough = (top_k <= best.shape[1]) | ((top_k == p.shape[1]) & (best.sum(-1, keepdim=True) >= top_p))
+    if not enough.all():  # a larger top_k, or a flat distribution of which these hold less than top_p
+        short = ~enough[:, 0]
+        best, ids = p[short].sort(dim=-1, descending=True, stable=True)
+        tokens[short] = _from_sorted(best, ids, *(limit[short] for limit in limits), uniforms[short])
+    return tokens
+
+
+def _from_sorted(best: Tensor, ids: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw from the likeliest tokens `ids` (B, N), whose probabilities `best` are in descending order."""
+    best = torch.where(torch.arange(best.shape[1]) < top_k, best, 0.0)
     # With top_k the probability is counted among the k; without, all of it is 1, also where only a few are at hand.
-    total = torch.where(top_k < p.shape[1], best.sum(-1, keepdim=True), 1.0)
+    total = torch.where(top_k <= best.shape[1], best.sum(-1, keepdim=True), 1.0)
     before = best.cumsum(-1) - best
     best = torch.where((before < top_p * total) & (best >= min_p * best[:, :1]), best, 0.0)
     return ids.gather(1, _inverse(best, uniforms)[:, None])[:, 0]

@@ -9,7 +9,7 @@ from puna.errors import ConfigError
 from puna.inference import sampler
 from puna.inference.sampler import Rows, draw, uniform
 
-V = 40
+V = 1500
 P = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
 
 
@@ -54,7 +54,7 @@ RANDOM = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
     top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
-    top_k=st.sampled_from([0, 1, 3, 30, 1000]),
+    top_k=st.sampled_from([0, 1, 3, 300, 1000]),
     min_p=st.sampled_from([0.0, 0.1, 0.5]),
     seed=st.integers(-5, 2**64),
 )
@@ -63,7 +63,7 @@ RANDOM = st.builds(
 @given(st.lists(RANDOM, min_size=1, max_size=6), st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
 def test_a_row_gets_the_same_token_alone_and_in_any_batch(samplings, seed):
-    logits = torch.randn(len(samplings), V, generator=torch.Generator().manual_seed(seed)) * 3
+    logits = torch.randn(len(samplings), V, generator=torch.Generator().manual_seed(seed)) * (seed % 4)
     counts = list(range(len(samplings)))
     together, logprobs = draw(logits, Rows.of(samplings, V), counts)
     for i, sampling in enumerate(samplings):
