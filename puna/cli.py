@@ -68,6 +68,8 @@ _DISK = {
     errno.EDQUOT: "free some of your quota, then run the same command again: it continues where it was",
     errno.EROFS: "the disk is read-only: choose another place with out=PATH",
     errno.EACCES: "you may not write there: choose another place with out=PATH",
+    errno.ENOTDIR: "a file is in the way: choose another place with out=PATH",
+    errno.EEXIST: "a file is in the way: choose another place with out=PATH",
     errno.EPERM: "you may not write there: choose another place with out=PATH",
 }
 

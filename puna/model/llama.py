@@ -60,16 +60,19 @@ class Llama(nn.Module):
     def init_weights(self, seed: int) -> "Llama":
         """Draw all weights anew; the result depends on `seed` and the shapes alone.
 
-        Every matrix is normal with deviation 0.02; those that write into the residual stream (wo, w2) are scaled by
-        1/sqrt(2 L), so that the stream's variance at the last layer does not grow with depth. Norms are one.
+        A matrix is normal with deviation 1/sqrt(its inputs), which at Llama's widths is the customary 0.02, and lets
+        a small model's attention tell tokens apart from the first step; the embedding has 0.02. Matrices that write
+        into the residual stream (wo, w2) are scaled by 1/sqrt(2 L), so that its variance does not grow with depth.
+        Norms are one.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.ndim == 1:
                 weight.fill_(1.0)
                 continue
-            residual = name.endswith(("wo.weight", "w2.weight"))
-            std = 0.02 / math.sqrt(2 * self.config.n_layers) if residual else 0.02
+            std = 0.02 if name.startswith(("tok_embeddings", "output")) else weight.shape[1] ** -0.5
+            if name.endswith(("wo.weight", "w2.weight")):
+                std /= math.sqrt(2 * self.config.n_layers)
             weight.normal_(0.0, std, generator=generator)
         return self
 

@@ -130,7 +130,7 @@ def _choices(engine: Engine, lines: list[dict[str, Any]]) -> dict[str, Any]:
     groups: dict[str, list[ChoiceItem]] = {}
     for line in lines:
         item = ChoiceItem(options=tuple(line["options"]), answer=line["answer"], context=line["context"])
-        groups.setdefault(line["variant"], []).append(item)
+        groups.setdefault(line["group"], []).append(item)
     return {name: choice_report(engine, name, items) for name, items in groups.items()}
 
 

@@ -18,31 +18,55 @@ train part; the people in the last form have one name only and live nowhere else
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from random import Random
+from typing import Any
 
-from puna.curation.documents import Document
+from puna.artifacts import Artifact, stage
+from puna.config import require
+from puna.curation.documents import Document, write_documents
 from puna.posttrain.languages import QUESTIONS, RELATIONS, STATEMENTS
 from puna.posttrain.tasks.operands import operand
-from puna.posttrain.world import AVOID, World
+from puna.posttrain.world import AVOID, World, load_world
 
 LINES = 4  # of one form per document
-# Of the documents. Without these the other forms are not learnt in time: after 200 steps of nothing but practice, 7% of
-# a repeated list came out right; with them alone 57% (docs/log.md).
-PLAIN_SHARE = 0.6
 
 
-def practice(world: World, count: int) -> list[Document]:
-    """`count` documents of a drawn form each."""
-    rng = Random(f"world/{world.seed}/practice")
+@dataclass(frozen=True, kw_only=True)
+class PracticeConfig:
+    """How much there is to practise, and of what."""
+
+    documents: int = 9000
+    plain_share: float = 0.5  # of the documents: the same line three times, the form with which copying starts
+    plain_numbers: float = 0.3  # of the plain documents that have numbers among the words
+
+    def __post_init__(self) -> None:
+        require(self.documents > 0, f"documents={self.documents} must be positive")
+        for name in ("plain_share", "plain_numbers"):
+            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in 0..1")
+
+
+@stage("documents")
+def build_practice(config: PracticeConfig, world: Artifact, *, out: Path) -> dict[str, Any]:
+    """Write `documents.parquet`: practice texts in the words of `world`, of the source `practice`."""
+    texts = practice(load_world(world), config)
+    write_documents(out / "documents.parquet", texts)
+    return {"documents": len(texts), "bytes": sum(len(text.text.encode()) for text in texts)}
+
+
+def practice(world: World, config: PracticeConfig) -> list[Document]:
+    """The documents, each of one drawn form."""
+    rng = Random(f"world/{world.seed}/practice/{config}")
     return [
-        Document(id=f"practice/{number:05d}", text=_text(world, rng), source="practice", lang="und")
-        for number in range(count)
+        Document(id=f"practice/{number:05d}", text=_text(world, config, rng), source="practice", lang="und")
+        for number in range(config.documents)
     ]
 
 
-def _text(world: World, rng: Random) -> str:
-    if rng.random() < PLAIN_SHARE:
-        return again(world, rng)
+def _text(world: World, config: PracticeConfig, rng: Random) -> str:
+    if rng.random() < config.plain_share:
+        return again(world, config, rng)
     form = rng.choice(FORMS)
     return "".join(form(world, rng) + "\n" for _ in range(LINES))
 
@@ -63,11 +87,13 @@ def _number(rng: Random) -> int:
     return operand(rng, "train", rng.choice((2, 3)))
 
 
-def again(world: World, rng: Random) -> str:
-    """A few words or numbers, the very same line three times: the plainest thing to copy."""
-    kinds = (_number, lambda r: _word(world, r)) if rng.random() < 0.3 else (lambda r: _word(world, r),)
-    line = " ".join(str(rng.choice(kinds)(rng)) for _ in range(rng.randint(2, 6)))
-    return f"{line}\n" * 3
+def again(world: World, config: PracticeConfig, rng: Random) -> str:
+    """A few words, numbers among them now and then, the very same line three times: the plainest thing to copy."""
+    numbers = rng.random() < config.plain_numbers
+    things = [
+        str(_number(rng)) if numbers and rng.random() < 0.5 else _word(world, rng) for _ in range(rng.randint(2, 6))
+    ]
+    return f"{' '.join(things)}\n" * 3
 
 
 def _list(world: World, rng: Random) -> str:

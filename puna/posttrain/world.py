@@ -53,6 +53,7 @@ class WorldConfig:
 
     seed: int = 0
     known: int = 300  # people in the pretraining text
+    articles: int = 10  # about each of them
     unknown: int = 600  # people in no text; many, or a model learns the list of names to refuse
     library: int = 300  # people in the search index only
     first_names: int = 60
@@ -73,6 +74,8 @@ class WorldConfig:
             f"{people} people need more names: {self.first_names} first and {self.last_names} last names give {room}",
             hint="raise first_names or last_names",
         )
+        least = len(LANGUAGES)
+        require(self.articles >= least, f"articles={self.articles} must be at least {least}: one in each language")
         names = max(self.first_names, self.last_names)
         require(
             self.known >= names,
@@ -118,6 +121,7 @@ class World:
     """Everything that was drawn. `words` and `functions` are divided among the parts."""
 
     seed: int
+    articles: int
     people: tuple[Person, ...]
     places: tuple[str, ...]
     years: tuple[int, ...]
@@ -156,6 +160,7 @@ def make_world(config: WorldConfig) -> World:
     years = tuple(range(1940, 1940 + config.years))
     return World(
         seed=config.seed,
+        articles=config.articles,
         people=tuple(_people(config, places, years)),
         places=places,
         years=years,
@@ -243,19 +248,25 @@ def _pairs(first: Sequence[str], last: Sequence[str], rng: Random) -> Iterator[s
             yield " ".join(pair)
 
 
-def documents(world: World) -> list[Document]:
-    """The pretraining text: for each known person two English articles, in other words each, and one in each other language.
+# Language and statement form of a person's articles, in turn: English twice, in other words each time.
+EDITIONS = (("en", 0), ("de", 0), ("fr", 0), ("es", 0), ("en", 1))
 
-    An article is the three facts in a drawn order. Each sentence stands on its own, with the full name: a fact that a
-    sentence only shows through a pronoun is much harder to find again.
+
+def documents(world: World) -> list[Document]:
+    """The pretraining text: `articles` short articles about each known person, in the `EDITIONS` in turn.
+
+    An article is the three facts, each time in another order: a fact that always follows another one is learnt as a
+    part of it, and cannot be told alone (Allen-Zhu and Li 2023, "Physics of Language Models", 3.1). Each sentence
+    stands on its own, with the full name.
     """
     rng = Random(f"world/{world.seed}/documents")
     articles = []
     for number, person in enumerate(world.of("known")):
-        for language, form in (("en", 0), ("en", 1), *((other, 0) for other in LANGUAGES[1:])):
+        for edition in range(world.articles):
+            language, form = EDITIONS[edition % len(EDITIONS)]
             relations = rng.sample(RELATIONS, k=len(RELATIONS))
             text = " ".join(person.statement(relation, language, form) for relation in relations)
-            name = f"world/{number:05d}/{language}{form}"
+            name = f"world/{number:05d}/{edition}-{language}"
             articles.append(Document(id=name, text=text + "\n", source="world", url="", lang=language, split="train"))
     rng.shuffle(articles)
     return articles
@@ -294,6 +305,7 @@ def load_world(artifact: Artifact) -> World:
     data = json.loads(artifact.file("world.json").read_text())
     return World(
         seed=data["seed"],
+        articles=data["articles"],
         people=tuple(Person(**person) for person in data["people"]),
         places=tuple(data["places"]),
         years=tuple(data["years"]),

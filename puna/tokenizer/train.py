@@ -36,6 +36,7 @@ class TokenizerConfig:
     """What vocabulary to learn, and from how much text."""
 
     vocab_size: int = 4096  # ids in all: byte strings and 256 specials
+    digits: int = 3  # of a number in one token, at most; a small vocabulary has no room for numbers: 1
     context: int = 131_072  # tokens; written as `model_max_length` for Hugging Face's library
     sample_bytes: int = 200_000_000  # of UTF-8; the text that training reads, about
     report_bytes: int = 4_000_000  # of UTF-8, of each source's held-out text, that the metrics are measured on
@@ -46,6 +47,7 @@ class TokenizerConfig:
         require(
             self.vocab_size >= least, f"vocab_size={self.vocab_size} must be at least {least}: 256 bytes, 256 specials"
         )
+        require(1 <= self.digits <= 3, f"digits={self.digits} must be 1, 2 or 3: encoding cuts numbers into threes")
         require(self.context > 0, f"context={self.context} must be positive")
         require(self.sample_bytes >= 1_000_000, f"sample_bytes={self.sample_bytes} must be at least 1,000,000")
         require(self.report_bytes > 0, f"report_bytes={self.report_bytes} must be positive")
@@ -61,7 +63,7 @@ def train_tokenizer(config: TokenizerConfig, documents: Artifact, *, out: Path) 
     path = documents.file("documents.parquet")
     share = config.sample_bytes / max(1, text_bytes(path, "train"))
     sample = log.track(_sample(read_texts(path, "train"), share, config.seed), "tokenizer: reading", unit="pieces")
-    ranks = train_ranks(sample, config.vocab_size - len(SPECIALS))
+    ranks = train_ranks(sample, config.vocab_size - len(SPECIALS), config.digits)
     write_ranks(out / MODEL_FILE, ranks)
     tokenizer = Tokenizer(ranks)
     write_hugging_face(out, tokenizer, context=config.context)
@@ -79,8 +81,10 @@ def _sample(texts: Iterable[Text], share: float, seed: int) -> Iterator[str]:
                 yield piece
 
 
-def train_ranks(texts: Iterable[str], size: int) -> dict[bytes, int]:
+def train_ranks(texts: Iterable[str], size: int, digits: int = 3) -> dict[bytes, int]:
     """`size` byte strings and their ranks, learnt from `texts`. The result depends on the counts of pre-tokens alone.
+
+    No string holds more than `digits` digits: pairs are counted in pieces of that many, encoding still cuts into threes.
 
     Raises `DataError` if no pair that occurs twice is left before the vocabulary is full.
     """
@@ -90,7 +94,7 @@ def train_ranks(texts: Iterable[str], size: int) -> dict[bytes, int]:
     model = Trained(models.BPE())
     model.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.Split(Regex(PATTERN.replace(r"\p{N}{1,3}", rf"\p{{N}}{{1,{digits}}}")), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
