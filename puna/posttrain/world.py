@@ -52,12 +52,14 @@ class WorldConfig:
     """How large the world is."""
 
     seed: int = 0
-    known: int = 300  # people in the pretraining text
-    articles: int = 10  # about each of them
+    # People in the pretraining text. A model of three million parameters knows somebody after some ninety articles, or
+    # 2,000 tokens, about them: more people need a larger share of the text.
+    known: int = 150
+    articles: int = 20  # about each of them
     unknown: int = 600  # people in no text; many, or a model learns the list of names to refuse
     library: int = 300  # people in the search index only
-    first_names: int = 60
-    last_names: int = 80
+    first_names: int = 40
+    last_names: int = 60
     places: int = 24
     years: int = 40  # birth years, from 1940
     syllables: int = 64  # that words are made of

@@ -2,17 +2,18 @@
 
 import re
 
-from puna.posttrain.practice import FORMS, practice
+from puna.posttrain.practice import FORMS, PracticeConfig, practice
 from puna.posttrain.tasks.operands import part_of
 from puna.posttrain.world import WorldConfig, make_world
 
+CONFIG = PracticeConfig(documents=400)
 WORLD = make_world(WorldConfig())
-TEXTS = [document.text for document in practice(WORLD, 400)]
+TEXTS = [document.text for document in practice(WORLD, CONFIG)]
 
 
 def test_practice_is_a_function_of_the_seed():
-    assert [document.text for document in practice(make_world(WorldConfig()), 400)] == TEXTS
-    assert [document.text for document in practice(make_world(WorldConfig(seed=1)), 400)] != TEXTS
+    assert [document.text for document in practice(make_world(WorldConfig()), CONFIG)] == TEXTS
+    assert [document.text for document in practice(make_world(WorldConfig(seed=1)), CONFIG)] != TEXTS
 
 
 def test_no_held_out_word_number_or_person_is_practised():
