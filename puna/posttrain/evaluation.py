@@ -38,7 +38,7 @@ CONTROL = "arithmetic_without_tool"
 class EvaluationConfig:
     """How a checkpoint answers when it is measured."""
 
-    max_tokens: int = 64  # per message
+    max_tokens: int = 40  # per message
     transcripts: int = 2  # kept per task, for a reader
     refusals: bool = True  # whether known and unknown people are told apart, and multiple choice is asked
 

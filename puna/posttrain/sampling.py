@@ -24,7 +24,7 @@ class SampleConfig:
 
     samples: int = 6  # per prompt
     temperature: float = 0.8
-    max_tokens: int = 64  # per message
+    max_tokens: int = 40  # per message
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -16,8 +16,10 @@ CONFIG = LlamaConfig(
 @stage("checkpoint")
 def make_checkpoint(config: dict, *, out: Path) -> None:
     shape = dataclasses.replace(CONFIG, tied=config["tied"])
-    model = Llama(shape).init_weights(config["seed"])
-    with torch.no_grad():
+    model = Llama(shape)
+    generator = torch.Generator().manual_seed(config["seed"])
+    with torch.no_grad():  # its own weights: how far quantisation moves the logits depends on their size
         for weight in model.parameters():
-            weight.mul_(4.0 if weight.ndim == 2 else 1.0)
+            if weight.ndim == 2:
+                weight.normal_(0.0, 0.08, generator=generator)
     save_model(model, None, out, torch.bfloat16)

@@ -57,7 +57,8 @@ def test_every_weight_of_every_shape_and_size_comes_back_within_a_step_or_is_cli
     again = dequantise_matrix(packed)
     assert again.shape == weight.shape
     steps = packed.scales.float().abs().repeat_interleave(group, 1)[:, :columns]
-    assert ((again - weight).abs() <= 1.6 * steps + 1e-6).all()
+    finest = 128 * 2.0**-25  # what float16 cannot say of a scale below its normal numbers, times the largest code
+    assert ((again - weight).abs() <= 1.6 * steps + finest).all()
 
 
 def test_zeros_stay_zeros_and_numbers_of_the_grid_stay_as_they_are():
