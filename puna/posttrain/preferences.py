@@ -14,7 +14,6 @@ from typing import Any
 from puna.artifacts import Artifact, stage
 from puna.chat import dialog_from_json, dialog_to_json
 from puna.config import require
-from puna.errors import DataError
 from puna.posttrain.tasks.dialogs_io import write_lines
 from puna.train.objectives.sft import read_lines
 
@@ -34,7 +33,10 @@ class PreferenceConfig:
 
 @stage("preferences")
 def prefer(config: PreferenceConfig, samples: Artifact, *, out: Path) -> dict[str, Any]:
-    """Write `preferences.jsonl` and `heldout.jsonl`: prompt, chosen and rejected answer, a pair a line."""
+    """Write `preferences.jsonl` and `heldout.jsonl`: prompt, chosen and rejected answer, a pair a line.
+
+    There may be none, where every answer passed or every one failed; the metric `preferences` says how many.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for line in read_lines(samples.file("samples.jsonl")):
         groups.setdefault(line["item"]["id"], []).append(line)
@@ -43,9 +45,6 @@ def prefer(config: PreferenceConfig, samples: Artifact, *, out: Path) -> dict[st
         rng = Random(f"{config.seed}/{identifier}")
         split = "heldout" if rng.random() < config.heldout_share else "preferences"
         kept[split] += _pairs(answers, config.pairs_per_prompt, rng)
-    if not kept["preferences"]:
-        hint = "draw more samples, or at a higher temperature"
-        raise DataError("no prompt has both an answer that passed and one that failed", hint=hint)
     for split, pairs in kept.items():
         write_lines(out / f"{split}.jsonl", pairs)
     with_both = sum(1 for a in groups.values() if len({x["passed"] for x in a}) == 2)

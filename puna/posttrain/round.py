@@ -10,6 +10,7 @@ The first round's "latest model" is the one fine-tuned on demonstrations; each l
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from puna import log
 from puna.artifacts import Artifact
 from puna.posttrain.averaging import AverageConfig, average
 from puna.posttrain.evaluation import EvaluationConfig, evaluate
@@ -62,6 +63,8 @@ def run_round(config: RoundConfig, start: Start, *, out: Path) -> tuple[Artifact
 
     samples = keep(sample(config.sample, start.latest, start.dialogs, start.world, out=out / "1-samples"))
     pairs = keep(prefer(config.prefer, samples, out=out / "2-preferences"))
+    if not pairs.metrics["preferences"]:
+        return start.latest, start.score, _nothing_to_prefer(start.latest, made)
     reward = keep(train(config.reward, pairs, start.tokenizer, start.base, out=out / "3-reward"))
     chosen = keep(reject(config.reject, samples, start.dialogs, reward, pairs, out=out / "4-rejection"))
     sft = keep(train(config.sft, chosen, start.tokenizer, start.base, out=out / "5-sft"))
@@ -72,6 +75,8 @@ def run_round(config: RoundConfig, start: Start, *, out: Path) -> tuple[Artifact
     again = replace(config.sample, seed=config.sample.seed + 1)
     fresh = keep(sample(again, better, start.dialogs, start.world, out=out / "7-samples"))
     fresh_pairs = keep(prefer(config.prefer, fresh, out=out / "8-preferences"))
+    if not fresh_pairs.metrics["preferences"]:
+        return better, better_score, _nothing_to_prefer(better, made)
     dpo = keep(train(config.dpo, fresh_pairs, start.tokenizer, better, out=out / "9-dpo"))
     mean = keep(average(config.average, [better, dpo], out=out / "10-average"))
     rivals = [better, dpo, mean]
@@ -79,6 +84,11 @@ def run_round(config: RoundConfig, start: Start, *, out: Path) -> tuple[Artifact
     final = keep(promote(config.promote, rivals, scores, out=out / "11-promoted"))
     names = [r.path.name for r in rivals]
     return final, scores[names.index(final.metrics["chosen"])], made
+
+
+def _nothing_to_prefer(kept: Artifact, made: list[Artifact]) -> list[Artifact]:
+    log.warn(f"no prompt got both an answer that passed and one that failed: the round ends here with {kept.path.name}")
+    return made
 
 
 def _beside(checkpoint: Artifact, what: str) -> Path:

@@ -96,7 +96,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(finished, tmp_path
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         try:
-            process.wait(timeout=rng.uniform(2, 14) if kills < 4 else 600)
+            process.wait(timeout=rng.uniform(1.5, 5) if kills < 10 else 600)
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -110,7 +110,7 @@ def test_show_prints_the_lineage_to_the_raw_data(finished):
     data, out, _ = finished
     shown = subprocess.run([sys.executable, "-m", "puna.cli", "show", str(out)], capture_output=True, text=True)
     assert shown.returncode == 0
-    for word in ("checkpoint, made by promote", "made by curate", "made by train_tokenizer", str(data)):
+    for word in ("checkpoint, made by train", "made by curate", "made by train_tokenizer", str(data)):
         assert word in shown.stdout
 
 

@@ -58,7 +58,7 @@ def test_written_out_attention_equals_the_fused_one(heads, kv_heads, masked):
 
 
 def test_a_packed_row_gives_each_document_what_it_gets_alone(model):
-    first, second = torch.randint(0, 560, (1, 9)), torch.randint(0, 560, (1, 14))
+    first, second = torch.randint(0, 528, (1, 9)), torch.randint(0, 528, (1, 14))
     packed = torch.cat([first, second], 1)
     documents = torch.tensor([[0] * 9 + [1] * 14])
     rows = Rows(tokens=packed, targets=packed, documents=documents, weights=torch.ones(1, 23))

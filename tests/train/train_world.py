@@ -11,7 +11,7 @@ from puna.tokenizer.shards import TokeniseConfig, tokenise
 from puna.tokenizer.train import TokenizerConfig, train_tokenizer
 
 TOY = LlamaConfig(
-    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, vocab_size=560, context=128, tied=True
+    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, vocab_size=528, context=128, tied=True
 )
 
 
@@ -66,7 +66,7 @@ class SmallWorld:
 
 def build(folder: Path) -> SmallWorld:
     documents = some_documents(Nothing(), out=folder / "documents")
-    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=560, context=128), documents, out=folder / "tokenizer")
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=528, context=128), documents, out=folder / "tokenizer")
     return SmallWorld(
         tokens=tokenise(TokeniseConfig(), documents, tokenizer, out=folder / "tokens"),
         tokenizer=tokenizer,
