@@ -79,8 +79,8 @@ def recipe(seed: int = 0, data: Path | None = None, rounds: int = 1) -> Tiny:
         plain=PracticeConfig(documents=9000, plain_share=1.0, plain_numbers=0.0),
         practice=PracticeConfig(),
         mix=MixConfig(
-            weights={"world": 0.07, "practice": 0.07, "*": 0.86} | own,
-            max_bytes=3_200_000,
+            weights={"world": 0.08, "practice": 0.12, "*": 0.8} | own,
+            max_bytes=1_800_000,
             seed=seed,
         ),
         tokenizer=TokenizerConfig(vocab_size=model.vocab_size, context=model.context, digits=1),
@@ -88,7 +88,7 @@ def recipe(seed: int = 0, data: Path | None = None, rounds: int = 1) -> Tiny:
             lm=LmObjective(rows=8), model=model, steps=200, schedule=Schedule(peak=1.5e-3, anneal_share=0.0), seed=seed
         ),
         pretrain=TrainConfig(
-            lm=LmObjective(rows=8), steps=1350, schedule=Schedule(peak=3e-3, anneal_share=0.3, averaged=4), seed=seed
+            lm=LmObjective(rows=8), steps=1250, schedule=Schedule(peak=3e-3, anneal_share=0.3, averaged=4), seed=seed
         ),
         dialogs=DialogConfig(seed=seed),
         sft=sft,
