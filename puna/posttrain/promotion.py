@@ -28,14 +28,15 @@ def promote(
     """The best of `candidates`, each judged by the evaluation at the same place. Its files are copied."""
     require(len(candidates) == len(evaluations), "every candidate needs its evaluation")
     scores = [e.metrics["dev"]["verified"] for e in evaluations]
+    names = [e.metrics["checkpoint"] for e in evaluations]  # a promoted copy keeps the name under which it was judged
     incumbent, decisions = 0, []
     for challenger in range(1, len(candidates)):
         change = compare(scores[incumbent], scores[challenger])
         promoted = scores[challenger]["value"] - scores[incumbent]["value"] > config.least_gain
         decisions.append(
             {
-                "candidate": candidates[challenger].path.name,
-                "incumbent": candidates[incumbent].path.name,
+                "candidate": names[challenger],
+                "incumbent": names[incumbent],
                 "reason": _reason(scores[challenger]["value"], scores[incumbent]["value"]),
                 "comparison": plain(change),
                 "promoted": promoted,
@@ -46,7 +47,7 @@ def promote(
     for name in chosen.manifest["files"]:
         if name != "metrics.jsonl":
             shutil.copyfile(chosen.file(name), out / name)
-    return {"chosen": chosen.path.name, "decisions": decisions}
+    return {"chosen": names[incumbent], "decisions": decisions}
 
 
 def _reason(candidate: float, incumbent: float) -> str:

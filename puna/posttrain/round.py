@@ -82,7 +82,7 @@ def run_round(config: RoundConfig, start: Start, *, out: Path) -> tuple[Artifact
     rivals = [better, dpo, mean]
     scores = [better_score, judged(dpo), judged(mean)]
     final = keep(promote(config.promote, rivals, scores, out=out / "11-promoted"))
-    names = [r.path.name for r in rivals]
+    names = [s.metrics["checkpoint"] for s in scores]
     return final, scores[names.index(final.metrics["chosen"])], made
 
 

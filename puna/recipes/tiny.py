@@ -69,7 +69,7 @@ def recipe(seed: int = 0, data: Path | None = None, rounds: int = 1) -> Tiny:
         dim=192, n_layers=6, n_heads=3, n_kv_heads=1, head_dim=64, ffn_dim=512, vocab_size=4096, context=512,
         rope_theta=500_000.0, rope_scaling=RopeScaling(original_context=256), tied=True,
     )  # fmt: skip
-    sft = TrainConfig(sft=SftObjective(rows=4), steps=450, schedule=Schedule(peak=1.5e-3, anneal_share=0.5), seed=seed)
+    sft = TrainConfig(sft=SftObjective(rows=4), steps=500, schedule=Schedule(peak=1.5e-3, anneal_share=0.5), seed=seed)
     own = {} if data else {"python-docstrings": 0.0}  # prose that the code beside it has already
     return Tiny(
         data=data,
@@ -79,21 +79,21 @@ def recipe(seed: int = 0, data: Path | None = None, rounds: int = 1) -> Tiny:
         plain=PracticeConfig(documents=9000, plain_share=1.0, plain_numbers=0.0),
         practice=PracticeConfig(),
         mix=MixConfig(
-            weights={"world": 0.08, "practice": 0.12, "*": 0.8} | own,
-            max_bytes=1_800_000,
+            weights={"world": 0.1, "practice": 0.2, "*": 0.7} | own,
+            max_bytes=3_600_000,
             seed=seed,
         ),
         tokenizer=TokenizerConfig(vocab_size=model.vocab_size, context=model.context, digits=1),
         start=TrainConfig(
-            lm=LmObjective(rows=8), model=model, steps=200, schedule=Schedule(peak=1.5e-3, anneal_share=0.0), seed=seed
+            lm=LmObjective(rows=8), model=model, steps=220, schedule=Schedule(peak=1.5e-3, anneal_share=0.0), seed=seed
         ),
         pretrain=TrainConfig(
-            lm=LmObjective(rows=8), steps=1250, schedule=Schedule(peak=3e-3, anneal_share=0.3, averaged=4), seed=seed
+            lm=LmObjective(rows=8), steps=1100, schedule=Schedule(peak=2e-3, anneal_share=0.3, averaged=4), seed=seed
         ),
         dialogs=DialogConfig(seed=seed),
         sft=sft,
         round=RoundConfig(
-            sample=SampleConfig(seed=seed, samples=4),
+            sample=SampleConfig(seed=seed, samples=6),
             reward=TrainConfig(reward=RewardObjective(), steps=60, schedule=Schedule(peak=3e-4), seed=seed),
             sft=sft,
             dpo=TrainConfig(dpo=DpoObjective(), steps=80, schedule=Schedule(peak=1e-4), seed=seed),

@@ -27,6 +27,7 @@ from puna.train.objectives.sft import read_lines
 @dataclass(frozen=True, kw_only=True)
 class Nothing:
     passed: tuple[bool, ...] = ()
+    name: str = ""
 
 
 def item(i: int) -> Item:
@@ -66,7 +67,7 @@ def demonstrations(config, *, out):
 
 @artifacts.stage("evaluation")
 def judged(config, *, out):
-    return {"dev": {"verified": score("verified", list(config.passed)).json()}}
+    return {"checkpoint": config.name, "dev": {"verified": score("verified", list(config.passed)).json()}}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_an_average_is_the_mean_of_the_weights(bases, tmp_path):
 )
 def test_only_a_better_dev_score_is_promoted(bases, tmp_path, shares, chosen):
     scores = [
-        judged(Nothing(passed=tuple(i < n for i in range(8))), out=tmp_path / f"e{i}") for i, n in enumerate(shares)
+        judged(Nothing(passed=tuple(k < n for k in range(8)), name=f"seed-{i}"), out=tmp_path / f"e{i}") for i, n in enumerate(shares)
     ]
     best = promote(PromotionConfig(), bases, scores, out=tmp_path / "best")
     assert best.metrics["chosen"] == chosen
