@@ -85,8 +85,9 @@ def _head(found: dict[str, Any], title: str, note: str) -> Markup:
     facts = []
     if "parameters" in first:
         facts.append(f"a Llama of {amount(first['parameters'])} parameters")
-    if "tokens" in first:
-        facts.append(f"trained on {amount(first['tokens'])} tokens")
+    pretraining = sum(t.get("tokens", 0) for t in found["training"] if t["objective"] == "lm")
+    if pretraining:
+        facts.append(f"pretrained on {amount(pretraining)} tokens")
     facts.append(f"{run['artifacts']} stages in {duration(run['seconds'])}")
     if run["finished"]:
         facts.append(f"finished {run['finished'].replace('T', ' ').replace('Z', ' UTC')}")
