@@ -1,8 +1,7 @@
 """What the machine gives a training run: threads, a memory allocator that keeps what it has, and peak speed.
 
-Two settings matter on a CPU. PyTorch sends float32 matrix products to oneDNN only under precision "medium". And glibc
-returns every freed block over 128 KB to the kernel and then takes page faults to get it back at the next step, which
-costs a quarter of the time of a small model's step; `keep_freed_memory` stops that.
+On a CPU, glibc returns every freed block over 128 KB to the kernel and then takes page faults to get it back at the
+next step, which costs a quarter of the time of a small model's step; `keep_freed_memory` stops that.
 """
 
 import ctypes
@@ -23,7 +22,6 @@ def prepare(threads: int) -> None:
     """Set this process up for training with `threads` threads (0: leave as it is). Call before the first tensor op."""
     if threads:
         torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("medium")
     keep_freed_memory()
 
 

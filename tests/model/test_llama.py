@@ -30,7 +30,7 @@ def model() -> Llama:
     model = Llama(CONFIG).init_weights(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.mul_(8.0)
+            weight.mul_(2.0)  # logits far from uniform, yet not so large that float32's noise reaches the bounds below
     return model
 
 

@@ -119,7 +119,8 @@ def test_an_average_is_the_mean_of_the_weights(bases, tmp_path):
 )
 def test_only_a_better_dev_score_is_promoted(bases, tmp_path, shares, chosen):
     scores = [
-        judged(Nothing(passed=tuple(k < n for k in range(8)), name=f"seed-{i}"), out=tmp_path / f"e{i}") for i, n in enumerate(shares)
+        judged(Nothing(passed=tuple(k < n for k in range(8)), name=f"seed-{i}"), out=tmp_path / f"e{i}")
+        for i, n in enumerate(shares)
     ]
     best = promote(PromotionConfig(), bases, scores, out=tmp_path / "best")
     assert best.metrics["chosen"] == chosen
