@@ -54,8 +54,8 @@ class WorldConfig:
     seed: int = 0
     # People in the pretraining text. A model of three million parameters knows somebody after some ninety articles, or
     # 2,000 tokens, about them: more people need a larger share of the text.
-    known: int = 150
-    articles: int = 20  # about each of them
+    known: int = 100
+    articles: int = 30  # about each of them
     unknown: int = 600  # people in no text; many, or a model learns the list of names to refuse
     library: int = 300  # people in the search index only
     first_names: int = 40
@@ -63,8 +63,8 @@ class WorldConfig:
     places: int = 24
     years: int = 40  # birth years, from 1940
     syllables: int = 64  # that words are made of
-    words: int = 1000  # invented words that constraints and one-liners are about
-    functions: int = 1000  # invented names of functions
+    words: int = 1400  # invented words that constraints and one-liners are about
+    functions: int = 1600  # invented names of functions
     train_share: float = 0.5  # of the people of each group
     dev_share: float = 0.1  # likewise; the rest is for evaluation
 

@@ -15,12 +15,12 @@ from puna.evaluation.contamination import ContaminationConfig
 from puna.evaluation.report import ReportConfig, write_report
 from puna.model.sizes import LlamaConfig, RopeScaling
 from puna.posttrain.evaluation import BitsConfig, EvaluationConfig, check_contamination, evaluate, measure_bits
-from puna.posttrain.practice import PracticeConfig, build_practice
 from puna.posttrain.round import RoundConfig, Start, run_round
 from puna.posttrain.sampling import SampleConfig
 from puna.posttrain.tasks.build import DialogConfig, build_dialogs
 from puna.posttrain.tasks.dialogs_io import read_items
 from puna.posttrain.tasks.toolbox import ALL_BUILTIN
+from puna.posttrain.tasks.transcripts import TranscriptConfig, build_transcripts
 from puna.posttrain.world import WorldConfig, build_world, library, load_world
 from puna.quant import QuantConfig, quantise
 from puna.recipes.running import running
@@ -32,6 +32,7 @@ from puna.train.objectives.dpo import DpoObjective
 from puna.train.objectives.lm import LmObjective
 from puna.train.objectives.reward import RewardObjective
 from puna.train.objectives.sft import SftObjective
+from puna.train.optimizers import OptimizerConfig
 from puna.train.schedule import Schedule
 
 
@@ -43,13 +44,11 @@ class Tiny:
     rounds: int = 1
     world: WorldConfig
     curation: CurationConfig
-    plain: PracticeConfig
-    practice: PracticeConfig
+    transcripts: TranscriptConfig
     mix: MixConfig
     tokenizer: TokenizerConfig
     tokenise: TokeniseConfig = field(default_factory=TokeniseConfig)
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
-    start: TrainConfig
     pretrain: TrainConfig
     dialogs: DialogConfig
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
@@ -69,26 +68,27 @@ def recipe(seed: int = 0, data: Path | None = None, rounds: int = 1) -> Tiny:
         dim=192, n_layers=6, n_heads=3, n_kv_heads=1, head_dim=64, ffn_dim=512, vocab_size=4096, context=512,
         rope_theta=500_000.0, rope_scaling=RopeScaling(original_context=256), tied=True,
     )  # fmt: skip
-    sft = TrainConfig(sft=SftObjective(rows=4), steps=500, schedule=Schedule(peak=1.5e-3, anneal_share=0.5), seed=seed)
+    muon = OptimizerConfig(kind="muon")
+    sft = TrainConfig(
+        sft=SftObjective(rows=8), optimizer=muon, steps=160, schedule=Schedule(peak=1e-3, anneal_share=0.5), seed=seed
+    )
     own = {} if data else {"python-docstrings": 0.0}  # prose that the code beside it has already
     return Tiny(
         data=data,
         rounds=rounds,
         world=WorldConfig(seed=seed),
         curation=CurationConfig(heldout_share=0.06),
-        plain=PracticeConfig(documents=9000, plain_share=1.0, plain_numbers=0.0),
-        practice=PracticeConfig(),
-        mix=MixConfig(
-            weights={"world": 0.1, "practice": 0.2, "*": 0.7} | own,
-            max_bytes=3_600_000,
-            seed=seed,
-        ),
+        transcripts=TranscriptConfig(seed=seed),
+        mix=MixConfig(weights={"world": 0.1, "dialogs": 0.2, "*": 0.7} | own, max_bytes=3_600_000, seed=seed),
         tokenizer=TokenizerConfig(vocab_size=model.vocab_size, context=model.context, digits=1),
-        start=TrainConfig(
-            lm=LmObjective(rows=8), model=model, steps=220, schedule=Schedule(peak=1.5e-3, anneal_share=0.0), seed=seed
-        ),
         pretrain=TrainConfig(
-            lm=LmObjective(rows=8), steps=1100, schedule=Schedule(peak=2e-3, anneal_share=0.3, averaged=4), seed=seed
+            lm=LmObjective(rows=8),
+            model=model,
+            head_start=True,
+            optimizer=muon,
+            steps=1300,
+            schedule=Schedule(peak=5e-3, warmup_steps=30, anneal_share=0.3, averaged=4),
+            seed=seed,
         ),
         dialogs=DialogConfig(seed=seed),
         sft=sft,
@@ -106,17 +106,14 @@ def run(c: Tiny, out: Path) -> Artifact:
     """The line. Returns the report; whatever is complete already is not made again."""
     with running("tiny", c, out) as (keep, finish):
         world = keep(build_world(c.world, out=out / "01-world"))
-        plain = keep(build_practice(c.plain, world, out=out / "01-plain-practice"))
-        practice = keep(build_practice(c.practice, world, out=out / "01-practice"))
+        transcripts = keep(build_transcripts(c.transcripts, world, out=out / "01-transcripts"))
         curated = keep(curate(c.curation, c.data, out=out / "02-curated"))
-        text = keep(mix(c.mix, [curated, world, practice], out=out / "03-text"))
+        text = keep(mix(c.mix, [curated, world, transcripts], out=out / "03-text"))
         tokenizer = keep(train_tokenizer(c.tokenizer, text, out=out / "04-tokenizer"))
         tokens = keep(tokenise(c.tokenise, text, tokenizer, out=out / "05-tokens"))
         keep(measure_baselines(c.baselines, text, tokenizer, out=out / "06-baselines"))
 
-        plain_tokens = keep(tokenise(c.tokenise, plain, tokenizer, out=out / "05-plain-tokens"))
-        start = keep(train(c.start, plain_tokens, tokenizer, None, out=out / "07-start"))
-        base = keep(train(c.pretrain, tokens, tokenizer, start, out=out / "07-base"))
+        base = keep(train(c.pretrain, tokens, tokenizer, None, out=out / "07-base"))
         keep(measure_bits(c.bits, base, text, out=out / "07-base-bits"))
 
         dialogs = keep(build_dialogs(c.dialogs, world, out=out / "08-dialogs"))

@@ -2,7 +2,7 @@
 
     for step in range(steps):
         loss = objective.loss(model, objective.batch(step))      the batch is a function of the step alone
-        loss.backward(); clip; AdamW; log; now and then save the state
+        loss.backward(); clip; update; log; now and then save the state
 
 A run that is killed continues from its newest valid state and ends with the very same bits, on the same machine with
 the same number of threads: nothing depends on the clock, and no random numbers are drawn after the first weights.
@@ -28,6 +28,7 @@ from puna.artifacts import Artifact
 from puna.config import require
 from puna.errors import PunaError
 from puna.model.checkpoint import load_model, save_model
+from puna.model.headstart import give_head_start
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
 from puna.train import hardware, state
@@ -35,6 +36,7 @@ from puna.train.objectives.dpo import DpoObjective
 from puna.train.objectives.lm import LmObjective
 from puna.train.objectives.reward import RewardModel, RewardObjective
 from puna.train.objectives.sft import SftObjective
+from puna.train.optimizers import OptimizerConfig, optimizers
 from puna.train.schedule import Schedule
 
 Objective = LmObjective | SftObjective | DpoObjective | RewardObjective
@@ -49,10 +51,10 @@ class TrainConfig:
     dpo: DpoObjective | None = None
     reward: RewardObjective | None = None
     model: LlamaConfig | None = None  # for a run that starts from random weights
+    head_start: bool = False  # such a run's first two layers can copy from the first step: `model.headstart`
     steps: int = 1000
     schedule: Schedule = field(default_factory=Schedule)
-    weight_decay: float = 0.1  # on matrices; norms have none
-    betas: tuple[float, ...] = (0.9, 0.95)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     clip: float = 1.0  # gradient norm
     seed: int = 0
     threads: int = 0  # 0: PyTorch's choice
@@ -98,7 +100,13 @@ def train(
     if hasattr(batches, "prepare"):
         with _bf16():
             batches.prepare(model)
-    run = state.RunState(step=0, model=model, optimizer=_optimizer(model, config), average={}, averaged=0)
+    run = state.RunState(
+        step=0,
+        model=model,
+        optimizers=optimizers(model, config.optimizer, config.schedule.peak),
+        average={},
+        averaged=0,
+    )
     with MetricsLog(out / "metrics.jsonl") as metrics:
         if state.restore(run, out / artifacts.WORK):
             log.info(f"{out.name}: continuing at step {run.step} of {config.steps}")
@@ -119,19 +127,12 @@ def _model(config: TrainConfig, base: Artifact | None) -> nn.Module:
         hint = "give a base checkpoint or set `model`"
         require(config.model is not None, "there is nothing to start from: no base and no model size", hint=hint)
         model = Llama(config.model).init_weights(config.seed)
+        if config.head_start:
+            give_head_start(model, config.seed)
     else:
         model = load_model(base.path)
     model.train()
     return RewardModel(model) if config.reward else model
-
-
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.schedule.peak, betas=config.betas, fused=True)
 
 
 def _steps(run: state.RunState, config: TrainConfig, data: Data, metrics: "MetricsLog", out: Path) -> None:
@@ -158,8 +159,9 @@ def _validates(step: int, config: TrainConfig) -> bool:
 def _step(run: state.RunState, config: TrainConfig, data: Data) -> dict[str, float]:
     started = time.perf_counter()
     rate = config.schedule.learning_rate(run.step, config.steps)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
     batch = data.batch(run.step)
     with _bf16():
         loss, notes = data.loss(run.model, batch)
@@ -169,8 +171,9 @@ def _step(run: state.RunState, config: TrainConfig, data: Data) -> dict[str, flo
     if not (math.isfinite(value) and math.isfinite(norm)):
         hint = "lower schedule.peak; the run continues from its last saved state"
         raise PunaError(f"step {run.step}: loss {value}, gradient norm {norm}: training has diverged", hint=hint)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    for optimizer in run.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     if config.schedule.is_averaged(run.step, config.steps):
         _average(run)
     rows = batch.rows if hasattr(batch, "rows") else batch[0] if isinstance(batch, tuple) else batch

@@ -31,7 +31,7 @@ class RunState:
 
     step: int
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     average: dict[str, Tensor]  # sums of weights, empty before the anneal
     averaged: int  # how many are in the sums
     log_bytes: int = 0  # length of metrics.jsonl at this step
@@ -86,8 +86,9 @@ def _states(folder: Path) -> list[Path]:
 
 def _tensors(state: RunState) -> dict[str, Tensor]:
     tensors = {f"model.{name}": p.detach() for name, p in state.model.named_parameters()}
-    for index, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+    for number, optimizer in enumerate(state.optimizers):
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in moments.items()}
     tensors |= {f"average.{name}": value for name, value in state.average.items()}
     return {name: value.contiguous() for name, value in tensors.items()}
 
@@ -96,15 +97,16 @@ def _tensors(state: RunState) -> dict[str, Tensor]:
 def _fill(state: RunState, tensors: dict[str, Tensor]) -> None:
     for name, parameter in state.model.named_parameters():
         parameter.copy_(tensors[f"model.{name}"])
-    moments: dict[int, dict[str, Tensor]] = {}
+    moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in state.optimizers]
     average = {}
     for name, value in tensors.items():
         kind, rest = name.split(".", 1)
         if kind == "optimizer":
-            index, key = rest.split(".")
-            moments.setdefault(int(index), {})[key] = value
+            number, index, key = rest.split(".")
+            moments[int(number)].setdefault(int(index), {})[key] = value
         elif kind == "average":
             average[rest] = value
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    for optimizer, restored in zip(state.optimizers, moments, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": restored, "param_groups": groups})
     state.average = average

@@ -13,15 +13,17 @@ from puna import artifacts
 
 SMALL = """
 curation.heldout_share=0.2 mix.max_bytes=300000 mix.max_epochs=40 tokenizer.vocab_size=768 tokenizer.sample_bytes=1000000
-plain.documents=60 practice.documents=200 world.known=80 world.unknown=80 world.library=40 world.words=200
-world.functions=200 start.model.vocab_size=768 start.model.dim=32 start.model.n_layers=2 start.model.n_heads=2
-start.model.n_kv_heads=1 start.model.head_dim=16 start.model.ffn_dim=64 start.steps=4 start.save_every_steps=2
+world.known=80 world.unknown=80 world.library=40 world.words=200
+world.functions=200 pretrain.model.vocab_size=768 pretrain.model.dim=32 pretrain.model.n_layers=2 pretrain.model.n_heads=2
+pretrain.model.n_kv_heads=1 pretrain.model.head_dim=16 pretrain.model.ffn_dim=64
 pretrain.steps=12 pretrain.save_every_steps=3 pretrain.lm.validation_rows=4 sft.steps=6 sft.save_every_steps=2
 round.sft.steps=6 round.sft.save_every_steps=2 round.reward.steps=2 round.dpo.steps=3 round.sample.max_tokens=8
 round.sample.samples=2 evaluate.max_tokens=8 round.evaluate.max_tokens=8 dialogs.choices=8 bits.heldout.max_bytes=4096
 bits_bf16.heldout.max_bytes=4096 baselines.heldout.max_bytes=4096
 """.split()
 COUNTS = {"demonstrations": 8, "prompts": 4, "dev": 2, "evaluation": 3}
+TRANSCRIPTS = "arithmetic lookup interpreter functions constraints facts".split()
+SMALL += [f"transcripts.counts.{task}=20" for task in TRANSCRIPTS]
 TASKS = "arithmetic arithmetic_without_tool lookup interpreter functions constraints facts unknown negatives".split()
 SMALL += [f"dialogs.{name}.{task}={count}" for name, count in COUNTS.items() for task in TASKS]
 

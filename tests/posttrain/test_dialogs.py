@@ -16,6 +16,7 @@ from puna.posttrain.tasks.dialogs_io import (
 )
 from puna.posttrain.tasks.item import Item
 from puna.posttrain.tasks.overlap import overlaps
+from puna.posttrain.tasks.transcripts import TranscriptConfig, pretraining_dialogs, transcript, transcripts
 from puna.posttrain.tasks.verify import verify
 from puna.posttrain.world import WorldConfig, build_world, documents, load_world
 from puna.train.objectives.sft import read_lines
@@ -44,11 +45,28 @@ def test_the_same_configuration_writes_the_same_bytes(world, dialogs, tmp_path):
 def test_nothing_of_the_evaluation_is_in_training(world, dialogs):
     texts = [document.text for document in documents(load_world(world))]
     records = list(read_lines(dialogs.file("sft.jsonl")))
+    told = pretraining_dialogs(load_world(world), TranscriptConfig())
+    records += [{"dialog": dialog_to_json(dialog)} for dialog in told]
     prompts, items = (read_items(dialogs.file(f"{name}.jsonl")) for name in ("prompts", "eval"))
     items += read_items(dialogs.file("dev.jsonl"))
     assert all(item.entities for item in items)
     assert overlaps(texts, records, prompts, items) == []
     assert dialogs.metrics["overlaps"] == 0
+
+
+def test_transcripts_are_a_function_of_the_seed_and_say_who_speaks(world):
+    invented, config = load_world(world), TranscriptConfig(counts={"arithmetic": 20, "functions": 20})
+    texts = [document.text for document in transcripts(invented, config)]
+    assert texts == [document.text for document in transcripts(invented, config)] and len(set(texts)) == 40
+    assert texts != [document.text for document in transcripts(invented, replace(config, seed=1))]
+    call = ToolCall(name="wolfram_alpha", arguments={"query": "2 + 3"}, dialect="builtin")
+    told = transcript((user("What is 2 + 3?"), assistant("", call)))
+    assert told == 'user: What is 2 + 3?\nassistant: wolfram_alpha.call(query="2 + 3")\n'
+
+
+def test_transcripts_of_an_unknown_task_are_refused():
+    with pytest.raises(ConfigError, match="no such task"):
+        TranscriptConfig(counts={"poetry": 1})
 
 
 def test_dev_and_evaluation_share_nothing_either(dialogs):
