@@ -7,8 +7,11 @@ Cheap steps come first. What survives the rules waits in `work/texts.bin`, so me
 document, not its text. The work is single-threaded and quick (a few MB a second): killed, it starts again from the raw
 pages and comes out the same, byte for byte.
 
-Held-out documents are chosen by the hash of their text, after deduplication: none is a near-duplicate of a training
-document. With fewer than two documents there is nothing to hold out, and curation stops.
+Held-out documents are chosen after deduplication, so none is a near-duplicate of a training document, and by families: the
+files of a folder, or the pages of a host, share habits, names and whole passages, and a measurement on some of them after
+training on the others would measure memory. The hash of a family's name decides for all of it. A family with more than
+`LARGEST_FAMILY` of the documents would be too much of the held-out text, so it is taken apart: a folder into its files, a
+file into its documents. With fewer than two documents there is nothing to hold out, and curation stops.
 """
 
 from collections import Counter, defaultdict
@@ -16,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from puna import artifacts, log
 from puna.artifacts import Artifact
@@ -38,6 +42,7 @@ from puna.curation.words import Words, words_of
 from puna.errors import DataError
 
 HASHES = 1 << 128
+LARGEST_FAMILY = 0.02  # of the documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,17 @@ class CurationConfig:
         require(self.embedded_bytes > 0, f"embedded_bytes={self.embedded_bytes} must be positive")
         share = 0 <= self.min_language_probability <= 1
         require(share, f"min_language_probability={self.min_language_probability} must be between 0 and 1")
+
+
+def kinship(id: str, url: str) -> tuple[str, str]:
+    """What a document belongs to, the wider first: host or folder, and file.
+
+    The first part of a name is its source, which does not count: a module's documentation belongs to the module.
+    """
+    file = id.rpartition(":")[0] or id
+    folder = file.rpartition("/")[0]
+    host = urlsplit(url).netloc if url else ""
+    return host or folder.partition("/")[2] or folder or file, file
 
 
 @dataclass(slots=True)
@@ -320,12 +336,24 @@ class Curation:
         return thresholds
 
     def _splits(self) -> dict[int, Split]:
-        """`heldout` for the documents whose hash is low: about the share asked for, at least one, never all."""
-        ordered = sorted(self.alive, key=lambda position: self.survivors[position].hash)
+        """`heldout` for the families whose hash is low: about the share asked for, at least one document, never all."""
         limit = int(self.config.heldout_share * HASHES)
-        count = sum(self.survivors[position].hash < limit for position in ordered)
-        count = min(max(count, 1), len(ordered) - 1)
-        return {position: "heldout" if rank < count else "train" for rank, position in enumerate(ordered)}
+        heldout = {position for position, family in self._families().items() if family < limit}
+        ordered = sorted(self.alive, key=lambda position: self.survivors[position].hash)
+        heldout = heldout - {ordered[-1]} if len(heldout) == len(ordered) else heldout or {ordered[0]}
+        return {position: "heldout" if position in heldout else "train" for position in self.alive}
+
+    def _families(self) -> dict[int, int]:
+        """The hash of each document's family: its host or folder where that is not too large, else its file, else itself."""
+        entries = {position: self.ledger.entries[self.survivors[position].entry] for position in self.alive}
+        names = {position: kinship(entry.id, entry.url) for position, entry in entries.items()}
+        found = {position: self.survivors[position].hash for position in names}
+        for level in (1, 0):
+            sizes = Counter(name[level] for name in names.values())
+            for position, name in names.items():
+                if 1 < sizes[name[level]] <= LARGEST_FAMILY * len(self.alive):
+                    found[position] = text_hash(name[level])
+        return found
 
     # -- what is left ------------------------------------------------------------------------------------------------
 

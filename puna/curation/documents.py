@@ -1,8 +1,7 @@
 """The document: what curation makes and what tokenisation eats, in one Parquet file.
 
 `documents.parquet` has the columns id, text, source, url, lang, split (all strings). `source` is what a mix gives
-weights to; `split` is `train` or `heldout`, chosen by the hash of the text, so that it does not depend on what else
-is in the corpus.
+weights to; `split` is `train` or `heldout`, chosen by hashes of text or family (`curate.py`), not by the order of reading.
 """
 
 from collections.abc import Iterable, Iterator

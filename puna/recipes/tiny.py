@@ -79,7 +79,7 @@ def recipe(seed: int = 0, data: Path | None = None, rounds: int = 1) -> Tiny:
         world=WorldConfig(seed=seed),
         curation=CurationConfig(heldout_share=0.06),
         transcripts=TranscriptConfig(seed=seed),
-        mix=MixConfig(weights={"world": 0.1, "dialogs": 0.2, "*": 0.7} | own, max_bytes=3_600_000, seed=seed),
+        mix=MixConfig(weights={"world": 0.1, "dialogs": 0.24, "*": 0.66} | own, max_bytes=3_600_000, seed=seed),
         tokenizer=TokenizerConfig(vocab_size=model.vocab_size, context=model.context, digits=1),
         pretrain=TrainConfig(
             lm=LmObjective(rows=8),
@@ -96,7 +96,7 @@ def recipe(seed: int = 0, data: Path | None = None, rounds: int = 1) -> Tiny:
             sample=SampleConfig(seed=seed, samples=6),
             reward=TrainConfig(reward=RewardObjective(), steps=60, schedule=Schedule(peak=3e-4), seed=seed),
             sft=sft,
-            dpo=TrainConfig(dpo=DpoObjective(), steps=80, schedule=Schedule(peak=1e-4), seed=seed),
+            dpo=TrainConfig(dpo=DpoObjective(), steps=60, schedule=Schedule(peak=4e-5), seed=seed),
         ),
         report=ReportConfig(title="Puna tiny", note=f"Seed {seed}."),
     )

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from puna.artifacts import hash_file
-from puna.curation.curate import CurationConfig, curate, curate_with
+from puna.curation.curate import CurationConfig, curate, curate_with, kinship
 from puna.curation.documents import read_documents
 from puna.curation.duplicates import jaccard
 from puna.curation.filters import FilterConfig
@@ -122,6 +122,33 @@ def test_what_stays_does_not_depend_on_the_order_of_reading(tmp_path):
         artifact = curate(replace(CONFIG, quality=QualityConfig(keep_share=1.0)), path, out=tmp_path / name)
         kept.append(sorted((d.text, d.split) for d in read_documents(artifact)))
     assert kept[0] == kept[1]
+
+
+def test_what_belongs_together_is_held_out_together(tmp_path):
+    folder = tmp_path / "in"
+    for place in range(60):
+        (folder / f"place{place}").mkdir(parents=True)
+        for page in range(2):
+            (folder / f"place{place}" / f"{page}.txt").write_text(prose(100 * place + page, 60))
+    artifact = curate(replace(CONFIG, heldout_share=0.2), folder, out=tmp_path / "out")
+    splits = {}
+    for document in read_documents(artifact):
+        splits.setdefault(document.id.split("/")[-2], set()).add(document.split)
+    assert {len(found) for found in splits.values()} == {1}
+    assert 4 <= sum(found == {"heldout"} for found in splits.values()) <= 25
+
+
+@pytest.mark.parametrize(
+    ("id", "url", "expected"),
+    [
+        ("python-stdlib/stdlib/asyncio/base.py", "", ("stdlib/asyncio", "python-stdlib/stdlib/asyncio/base.py")),
+        ("python-docstrings/packages/x/y.py.rst:3", "", ("packages/x", "python-docstrings/packages/x/y.py.rst")),
+        ("crawl.warc.gz:17", "https://example.org/a/b?c", ("example.org", "crawl.warc.gz")),
+        ("tales.jsonl:4", "", ("tales.jsonl", "tales.jsonl")),
+    ],
+)
+def test_a_document_belongs_to_its_host_or_folder_and_its_file(id, url, expected):
+    assert kinship(id, url) == expected
 
 
 def test_the_same_pages_give_the_same_bytes(pages, tmp_path):

@@ -61,7 +61,7 @@ def test_transcripts_are_a_function_of_the_seed_and_say_who_speaks(world):
     assert texts != [document.text for document in transcripts(invented, replace(config, seed=1))]
     call = ToolCall(name="wolfram_alpha", arguments={"query": "2 + 3"}, dialect="builtin")
     told = transcript((user("What is 2 + 3?"), assistant("", call)))
-    assert told == 'user: What is 2 + 3?\nassistant: wolfram_alpha.call(query="2 + 3")\n'
+    assert told == 'user:\nWhat is 2 + 3?\nassistant:\nwolfram_alpha.call(query="2 + 3")\n'
 
 
 def test_transcripts_of_an_unknown_task_are_refused():

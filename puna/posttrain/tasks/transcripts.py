@@ -1,9 +1,13 @@
 """Dialogues as plain text, for pretraining: what a conversation with tools looks like before any chat format is known.
 
-    user: Calculate 248 + 150.
-    assistant: wolfram_alpha.call(query="248 + 150")
-    ipython: 398
-    assistant: 398
+    user:
+    Calculate 248 + 150.
+    assistant:
+    wolfram_alpha.call(query="248 + 150")
+    ipython:
+    398
+    assistant:
+    398
 
 A general corpus has forums, interviews and logs of this kind by the million; the embedded one is Python's sources, and
 has none, so the recipe writes them. They are about people, words, numbers and functions of the train part only, hold no
@@ -26,12 +30,11 @@ from puna.tokenizer.calls import write_call
 
 SOURCE = "dialogs"
 PLAN = {
-    "arithmetic": 800,
-    "lookup": 800,
-    "interpreter": 800,
-    "functions": 2600,
-    "constraints": 1200,
-    "facts": 600,
+    "arithmetic": 400,
+    "lookup": 500,
+    "interpreter": 500,
+    "functions": 2000,
+    "constraints": 1600,
 }
 
 
@@ -75,8 +78,8 @@ def pretraining_dialogs(world: World, config: TranscriptConfig) -> list[Dialog]:
 
 
 def transcript(dialog: Dialog) -> str:
-    """A line or more for each message: who, and what. Calls are written as the chat format writes them, without tags."""
-    return "".join(f"{message.role}: {_said(message)}\n" for message in dialog)
+    """Who, and on lines of its own, as in the chat format, what. Calls are written as there, without tags."""
+    return "".join(f"{message.role}:\n{_said(message)}\n" for message in dialog)
 
 
 def _said(message: Message) -> str:
