@@ -54,8 +54,8 @@ class WorldConfig:
     seed: int = 0
     # People in the pretraining text. Few people with many articles are known well, and their names are soon learnt by
     # heart, as a list of whom not to refuse; many people are needed to learn what knowing somebody is like.
-    known: int = 300
-    articles: int = 12  # about each of them
+    known: int = 160
+    articles: int = 24  # about each of them
     unknown: int = 600  # people in no text; many, or a model learns the list of names to refuse
     library: int = 300  # people in the search index only
     first_names: int = 40

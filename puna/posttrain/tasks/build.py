@@ -51,15 +51,15 @@ MISSES = 50  # draws in a row that gave nothing new: the task has no more questi
 
 # task: demonstrations, prompts, dev and eval items, and the share of the demonstrations that are faulty
 PLAN = {
-    "arithmetic": (800, 100, 40, 120, 0.1),
+    "arithmetic": (800, 60, 40, 120, 0.1),
     "arithmetic_without_tool": (300, 0, 40, 120, 0.0),
-    "lookup": (500, 100, 30, 100, 0.1),
-    "interpreter": (800, 100, 40, 120, 0.1),
-    "functions": (1600, 200, 60, 240, 0.1),
-    "constraints": (1200, 600, 80, 240, 0.65),
-    "facts": (900, 200, 80, 240, 0.05),
-    "unknown": (500, 100, 80, 200, 0.0),
-    "negatives": (300, 100, 30, 100, 0.3),
+    "lookup": (500, 60, 30, 100, 0.1),
+    "interpreter": (800, 80, 40, 120, 0.1),
+    "functions": (1600, 100, 60, 240, 0.1),
+    "constraints": (1200, 900, 80, 240, 0.65),
+    "facts": (900, 150, 80, 240, 0.05),
+    "unknown": (500, 80, 80, 200, 0.0),
+    "negatives": (300, 80, 30, 100, 0.3),
 }
 
 

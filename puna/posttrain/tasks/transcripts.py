@@ -31,10 +31,10 @@ from puna.tokenizer.calls import write_call
 SOURCE = "dialogs"
 PLAN = {
     "arithmetic": 400,
-    "lookup": 500,
-    "interpreter": 500,
-    "functions": 2000,
-    "constraints": 1600,
+    "lookup": 400,
+    "interpreter": 800,
+    "functions": 1500,
+    "constraints": 2600,
 }
 
 
