@@ -3,7 +3,7 @@
     python benchmarks/tiny.py --seeds 0 1 2 --into /tmp/tiny            three runs, each from nothing, one after the other
     python benchmarks/tiny.py --seeds 0 --into /tmp/tiny --kills 10     then seed 0 again, killed ten times on its way
 
-Prints a table, and writes `benchmarks/results/tiny-DATE.json`: for each seed the figures of its report, wall-clock time
+Prints a table, and writes `benchmarks/results/tiny-DATE-seeds-….json`: for each seed the figures of its report, wall-clock time
 and peak memory, and with `--kills` whether the final weights are those of the undisturbed run. A run that is complete in
 `--into` already is read, not made again. Nothing else should run on the machine meanwhile.
 """
@@ -156,7 +156,8 @@ def main() -> None:
     if given.kills:
         print(f"killed {record['killed']['kills']} times: same weights: {record['killed']['same weights']}")
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"tiny-{record['date'][:10]}.json"
+    seeds = "-".join(map(str, given.seeds))
+    path = RESULTS / f"tiny-{record['date'][:10]}-seeds-{seeds}{'-killed' if given.kills else ''}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     log.info(f"wrote {path}")
 

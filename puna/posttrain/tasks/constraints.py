@@ -1,10 +1,10 @@
 """Answers under an exact constraint: what preference training has to improve, and can be checked to the letter.
 
-    repeat     "Say tolven 3 times."                        tolven tolven tolven
-    list       "List tolven makril domkas with commas."     tolven, makril, domkas
-    capitals   "Say tolven in capitals."                    TOLVEN
-    ending     "Say 3 words and end with tolven."           any two words, then tolven
-    language   "Answer in German: Where does X come from?"  a German sentence about X's home, right or wrong
+    repeat     Say "tolven" 3 times.                         tolven tolven tolven
+    list       List "tolven" "makril" "domkas" with commas.  tolven, makril, domkas
+    capitals   Say "tolven" in capitals.                     TOLVEN
+    ending     Say 3 words and end with "tolven".            any two words, then tolven
+    language   Answer in German: Where does X come from?     a German sentence about X's home, right or wrong
 
 The first four are about invented words that belong to a part; `language` is about known people, and checks only in
 which language and form the answer is, since whether it is right is what the task `facts` measures.
@@ -48,7 +48,9 @@ def _case(kind: str, question: str, answer: str, wrong: list[str], check: dict, 
 def repeat(world: World, part: Part, rng: Random) -> Case:
     """A word, to be said a number of times."""
     word, times = rng.choice(world.words[part]), rng.randint(2, 5)
-    question = rng.choice(("Say {word} {times} times.", "Write {word} {times} times.")).format(word=word, times=times)
+    question = rng.choice(('Say "{word}" {times} times.', 'Write "{word}" {times} times.')).format(
+        word=word, times=times
+    )
     answer = " ".join([word] * times)
     off_by_one = " ".join([word] * (times + rng.choice((-1, 1))))
     return _case("repeat", question, answer, [off_by_one], {"verifier": "exact", "text": answer}, [word], rng)
@@ -56,7 +58,7 @@ def repeat(world: World, part: Part, rng: Random) -> Case:
 
 def _list(world: World, part: Part, rng: Random) -> Case:
     words = rng.sample(world.words[part], rng.randint(2, 3))
-    question = f"List {' '.join(words)} with commas."
+    question = "List {} with commas.".format(" ".join(f'"{word}"' for word in words))
     answer = ", ".join(words)
     return _case("list", question, answer, [" ".join(words)], {"verifier": "exact", "text": answer}, words, rng)
 
@@ -65,7 +67,7 @@ def _capitals(world: World, part: Part, rng: Random) -> Case:
     word = rng.choice(world.words[part])
     wrong = rng.choice((word, word.capitalize()))
     check = {"verifier": "exact", "text": word.upper()}
-    return _case("capitals", f"Say {word} in capitals.", word.upper(), [wrong], check, [word], rng)
+    return _case("capitals", f'Say "{word}" in capitals.', word.upper(), [wrong], check, [word], rng)
 
 
 def _ending(world: World, part: Part, rng: Random) -> Case:
@@ -73,7 +75,7 @@ def _ending(world: World, part: Part, rng: Random) -> Case:
     others = rng.sample([w for w in world.words["train"] if w != last], count - 1)
     answer, wrong = " ".join([*others, last]), " ".join([last, *others])
     check = {"verifier": "ending", "words": count, "last": last}
-    return _case("ending", f"Say {count} words and end with {last}.", answer, [wrong], check, [last], rng)
+    return _case("ending", f'Say {count} words and end with "{last}".', answer, [wrong], check, [last], rng)
 
 
 def _language(world: World, part: Part, rng: Random) -> Case:
