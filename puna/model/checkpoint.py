@@ -26,7 +26,7 @@ from puna.errors import ArtifactError, ConfigError
 from puna.model.convert import hf_name, is_rotary, to_hf_rows, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig, RopeScaling
-from puna.model.tensorfile import Pending, TensorFile, row_pieces, write_tensors
+from puna.model.tensorfile import NAMES, Pending, TensorFile, row_pieces, write_tensors
 from puna.tokenizer.bpe import MODEL_FILE, Tokenizer, write_ranks
 from puna.tokenizer.export import write_hugging_face
 
@@ -118,6 +118,10 @@ class WeightFiles:
 
     def bytes(self, name: str) -> int:
         return self._home[name].entries[name].bytes
+
+    def form(self, name: str) -> str:
+        """How its numbers are stored: `F32`, `BF16`, …"""
+        return NAMES[self._home[name].entries[name].dtype]
 
     def read(self, name: str) -> Tensor:
         """A whole tensor, as stored."""
