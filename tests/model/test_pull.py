@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,8 +25,8 @@ FILES = {
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as a download asks for. `faults` changes what it serves."""
 
-    faults: set = set()
-    asked: list = []
+    faults: ClassVar[set] = set()
+    asked: ClassVar[list] = []
 
     def log_message(self, *_):
         pass
