@@ -17,6 +17,7 @@ from typing import Any
 
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
+from puna.cli import checkpoints
 from puna.errors import ArtifactError, ConfigError, PunaError
 
 RECIPES = {"tiny": "a 3M-parameter Llama 3.1 made from raw text on a laptop CPU in about a quarter of an hour"}
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_show(commands)
     _add_stage(commands)
+    checkpoints.add(commands, _add)
     return top
 
 
@@ -332,7 +334,3 @@ def _input(hint: Any, role: str, text: str | None) -> Any:
     if typing.get_origin(hint) is list:
         return [artifacts.load(p) for p in text.split(",")]
     return artifacts.load(text) if Artifact in (hint, *typing.get_args(hint)) else Path(text).expanduser()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
