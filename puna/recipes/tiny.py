@@ -86,7 +86,7 @@ def recipe(seed: int = 0, data: Path | None = None, rounds: int = 1) -> Tiny:
             model=model,
             head_start=True,
             optimizer=muon,
-            steps=1300,
+            steps=1100,
             schedule=Schedule(peak=5e-3, warmup_steps=30, anneal_share=0.3, averaged=4),
             seed=seed,
         ),

@@ -1,10 +1,13 @@
 """Answers under an exact constraint: what preference training has to improve, and can be checked to the letter.
 
-    repeat     Say "tolven" 3 times.                         tolven tolven tolven
-    list       List "tolven" "makril" "domkas" with commas.  tolven, makril, domkas
+    repeat     Write "tolven" on 3 lines.                    tolven / tolven / tolven
+    list       Join "tolven" "makril" "domkas" with commas.  tolven,makril,domkas
     capitals   Say "tolven" in capitals.                     TOLVEN
-    ending     Say 3 words and end with "tolven".            any two words, then tolven
+    ending     Write 3 lines and end with "tolven".          any two words, then tolven, a line each
     language   Answer in German: Where does X come from?     a German sentence about X's home, right or wrong
+
+Words stand after quotation marks, commas and line ends, never after a space: a space before a word makes other tokens of it
+in a byte-level vocabulary, and a model that has met few words would have to learn how each of its parts is respelt.
 
 The first four are about invented words that belong to a part; `language` is about known people, and checks only in
 which language and form the answer is, since whether it is right is what the task `facts` measures.
@@ -46,21 +49,21 @@ def _case(kind: str, question: str, answer: str, wrong: list[str], check: dict, 
 
 
 def repeat(world: World, part: Part, rng: Random) -> Case:
-    """A word, to be said a number of times."""
+    """A word, to be written a number of times."""
     word, times = rng.choice(world.words[part]), rng.randint(2, 5)
-    question = rng.choice(('Say "{word}" {times} times.', 'Write "{word}" {times} times.')).format(
+    question = rng.choice(('Write "{word}" on {times} lines.', 'Say "{word}" on {times} lines.')).format(
         word=word, times=times
     )
-    answer = " ".join([word] * times)
-    off_by_one = " ".join([word] * (times + rng.choice((-1, 1))))
+    answer = "\n".join([word] * times)
+    off_by_one = "\n".join([word] * (times + rng.choice((-1, 1))))
     return _case("repeat", question, answer, [off_by_one], {"verifier": "exact", "text": answer}, [word], rng)
 
 
 def _list(world: World, part: Part, rng: Random) -> Case:
     words = rng.sample(world.words[part], rng.randint(2, 3))
-    question = "List {} with commas.".format(" ".join(f'"{word}"' for word in words))
-    answer = ", ".join(words)
-    return _case("list", question, answer, [" ".join(words)], {"verifier": "exact", "text": answer}, words, rng)
+    question = "Join {} with commas.".format(" ".join(f'"{word}"' for word in words))
+    answer = ",".join(words)
+    return _case("list", question, answer, ["\n".join(words)], {"verifier": "exact", "text": answer}, words, rng)
 
 
 def _capitals(world: World, part: Part, rng: Random) -> Case:
@@ -73,9 +76,9 @@ def _capitals(world: World, part: Part, rng: Random) -> Case:
 def _ending(world: World, part: Part, rng: Random) -> Case:
     count, last = rng.randint(2, 3), rng.choice(world.words[part])
     others = rng.sample([w for w in world.words["train"] if w != last], count - 1)
-    answer, wrong = " ".join([*others, last]), " ".join([last, *others])
+    answer, wrong = "\n".join([*others, last]), "\n".join([last, *others])
     check = {"verifier": "ending", "words": count, "last": last}
-    return _case("ending", f'Say {count} words and end with "{last}".', answer, [wrong], check, [last], rng)
+    return _case("ending", f'Write {count} lines and end with "{last}".', answer, [wrong], check, [last], rng)
 
 
 def _language(world: World, part: Part, rng: Random) -> Case:

@@ -60,7 +60,7 @@ class Task(Protocol):
 
 
 def with_filler(answer: Dialog, rng: Random) -> Dialog:
-    """The answer as a chatty annotator writes it: something polite before the last message's text."""
+    """The answer as a chatty annotator writes it: something polite on a line before the last message's text."""
     last = answer[-1]
-    filler = rng.choice(("Sure! ", "Of course! "))
+    filler = rng.choice(("Sure!\n", "Of course!\n"))
     return (*answer[:-1], Message(role=last.role, content=filler + last.content, tool_calls=last.tool_calls))

@@ -1,6 +1,6 @@
 """When not to call: a model that has learnt to use tools must also leave them alone.
 
-unneeded   tools are listed, and the question needs none: Say "tolven" 3 times.
+unneeded   tools are listed, and the question needs none: Write "tolven" on 3 lines.
 disabled   the system message says that there are no tools, and the question would need one: a person of the
            library, whom nothing but the index knows. The answer is "I don't know."
 """
