@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +41,11 @@ from puna.model.tensorfile import TensorEntry, row_pieces
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 _PIECE_BYTES = 4 << 20  # of a merged tensor, read at a time
+_MOST_PARAMS_BYTES = 1 << 20
 _WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _BY_COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight")
 _MAY_REPEAT = ("attention.wk.weight", "attention.wv.weight")
-_FILE = re.compile(r"consolidated\.(\d{2,3})\.pth")
+_FILE = re.compile(r"consolidated\.(\d\d)\.pth")
 _HINT = "params.json and the weights do not belong together, or this is not a dense Llama"
 _MIXED = "the files are of different models, or one is damaged: fetch the folder again"
 
@@ -67,7 +69,7 @@ class MetaFiles:
     def __init__(self, path: Path):
         self.path = path
         self._stack = ExitStack()
-        params = read_json(path, PARAMS)
+        params = _read_params(path)
         with ExitStack() as opened:
             self._files = [opened.enter_context(TorchFile(verified_file(path, n))) for n in shard_names(path)]
             self._merges: dict[str, _Merge] = {}
@@ -208,7 +210,7 @@ class MetaFiles:
             there = {name for name in file.tensors if not name.endswith("rope.freqs")}
             for names, what in ((wanted.keys() - there, "lacks"), (there - wanted.keys(), "has unexpected")):
                 if names:
-                    listed = ", ".join(name[:80] for name in sorted(names)[:3])
+                    listed = ", ".join(repr(name[:80]) for name in sorted(names)[:3])
                     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                     raise ArtifactError(f"{file.path} {what} tensors: {listed}{more}", hint=_HINT)
         for name, shape in wanted.items():
@@ -247,6 +249,17 @@ def load_meta(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
                 for start, piece in files.meta_pieces(name):
                     weight[start : start + len(piece)].copy_(piece)
     return model
+
+
+def _read_params(path: Path) -> dict[str, Any]:
+    file = path / PARAMS
+    if not file.is_file():
+        original = " (in a repository of Hugging Face, the folder `original`)" if path.is_dir() else ""
+        what = f"{path} has no {PARAMS}" if path.is_dir() else f"{path} is not a folder"
+        raise ArtifactError(what, hint=f"give the folder with {PARAMS} and consolidated.00.pth{original}")
+    if file.stat().st_size > _MOST_PARAMS_BYTES:
+        raise ArtifactError(f"{file} has {file.stat().st_size:,} bytes", hint="a true one has a few hundred")
+    return read_json(path, PARAMS)
 
 
 def shard_names(path: Path) -> list[str]:

@@ -195,7 +195,9 @@ def format_params(config: LlamaConfig) -> dict[str, Any]:
         data["rope_theta"] = config.rope_theta
     if config.rope_scaling is not None:
         data["use_scaled_rope"] = True
-    facts = Facts(vocab_size=config.vocab_size, tied=config.tied, frequencies_per_layer=False)
+    # Cut by columns, an embedding is no longer seen to equal the output matrix; then the block below says that it does.
+    seen_tied = config.tied and config.rope_theta >= LLAMA_3_THETA
+    facts = Facts(vocab_size=config.vocab_size, tied=seen_tied, frequencies_per_layer=False)
     concluded, _ = _parse(data, facts)
     wanted = dataclasses.asdict(config)
     differ = {key: wanted[key] for key in _SAYABLE if getattr(concluded, key) != getattr(config, key)}

@@ -50,16 +50,17 @@ def write_meta(
 def _shard(
     weights: dict[str, Tensor], shard: int, cuts: dict[str, Callable[[Tensor, int], Tensor]], dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """The tensors of one file; a matrix that appears under two names stays one."""
-    made: dict[tuple[int, str], Tensor] = {}
+    """The tensors of one file; a matrix that appears under two names and is cut the same way stays one."""
+    made: dict[tuple[int, int], Tensor] = {}
     parts = {}
     for name, weight in weights.items():
-        cut = _cut_name(name)
-        key = (id(weight), cut)
+        cut = cuts[_cut_name(name)]
+        key = id(weight), id(cut)
         if key not in made:
-            part = cuts[cut](weight, shard) if weight.ndim > 1 else weight
-            # What is a view of more is copied: torch.save would write all of what it looks at.
-            made[key] = part.to("cpu", dtype).clone() if part.numel() < weight.numel() else part.to("cpu", dtype)
+            part = (cut(weight, shard) if weight.ndim > 1 else weight).to("cpu", dtype)
+            # Of a view torch.save would write all that it looks at, so a view is copied.
+            is_view = part.untyped_storage().nbytes() > part.nbytes or not part.is_contiguous()
+            made[key] = part.clone(memory_format=torch.contiguous_format) if is_view else part
         parts[name] = made[key]
     return parts
 
@@ -93,7 +94,7 @@ def _cuts(config: LlamaConfig, shards: int) -> dict[str, Callable[[Tensor, int],
         return weight.chunk(shards)[shard]
 
     def columns(weight: Tensor, shard: int) -> Tensor:
-        return weight.chunk(shards, dim=1)[shard].contiguous()
+        return weight.chunk(shards, dim=1)[shard]
 
     def kv_heads(weight: Tensor, shard: int) -> Tensor:
         return weight.chunk(heads)[shard * heads // shards]
