@@ -35,7 +35,7 @@ from puna.model.checkpoint import empty_model, read_json, verified_file
 from puna.model.convert import hf_name, is_rotary, to_hf_rows
 from puna.model.llama import Llama
 from puna.model.meta.params import PARAMS, Facts, parse_params
-from puna.model.meta.torchfile import TorchFile
+from puna.model.meta.torchfile import FREQUENCIES, TorchFile
 from puna.model.sizes import LlamaConfig
 from puna.model.tensorfile import TensorEntry, row_pieces
 
@@ -169,7 +169,7 @@ class MetaFiles:
             raise ArtifactError(f"{self.path} lacks tensors: {EMBEDDING}", hint=_HINT)
         rows, columns = embedding.shape
         vocab_size = rows * (self.shards if columns == dim else 1)
-        per_layer = any(n.startswith("layers.") and n.endswith("rope.freqs") for n in first)
+        per_layer = any(n.startswith("layers.") and n.endswith(FREQUENCIES) for n in first)
         return Facts(vocab_size, tied=self._is_tied(), frequencies_per_layer=per_layer)
 
     def _is_tied(self) -> bool:
@@ -207,7 +207,7 @@ class MetaFiles:
         if self.config.tied and not any(OUTPUT in file.tensors for file in self._files):
             del wanted[OUTPUT]
         for file in self._files:
-            there = {name for name in file.tensors if not name.endswith("rope.freqs")}
+            there = {name for name in file.tensors if not name.endswith(FREQUENCIES)}
             for names, what in ((wanted.keys() - there, "lacks"), (there - wanted.keys(), "has unexpected")):
                 if names:
                     listed = ", ".join(repr(name[:80]) for name in sorted(names)[:3])
@@ -227,7 +227,7 @@ class MetaFiles:
                 raise ArtifactError(f"{file.path}: {name!r} is of type {found}", hint=f"read here: {kinds}")
             if (ref.shape, ref.storage.dtype) != (first.shape, first.storage.dtype):
                 raise ArtifactError(f"{file.path}: {name!r} is not the part that the other files have", hint=_MIXED)
-        merge = _merge_of(name, first.shape, shape, self.shards)
+        merge = _merge_of(name, first.shape, shape, self.shards, self.config.n_kv_heads)
         if merge is None:
             parts = f"{list(first.shape)} in each of {self.shards} files" if self.shards > 1 else list(first.shape)
             what = f"tensor {name!r} is {parts}, {PARAMS} asks for {list(shape)} in all"
@@ -294,7 +294,7 @@ def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"norm.weight": (config.dim,), OUTPUT: (config.vocab_size, config.dim)}
 
 
-def _merge_of(name: str, part: tuple[int, ...], whole: tuple[int, ...], shards: int) -> _Merge | None:
+def _merge_of(name: str, part: tuple[int, ...], whole: tuple[int, ...], shards: int, kv_heads: int) -> _Merge | None:
     """How `shards` tensors of shape `part` make one of shape `whole`; None if they do not."""
     if len(whole) == 1:
         return _Merge(axis=0, copies=shards) if part == whole else None
@@ -306,7 +306,7 @@ def _merge_of(name: str, part: tuple[int, ...], whole: tuple[int, ...], shards: 
         return None
     different = whole[axis] // part[axis]
     copies = shards // different
-    repeats = copies == 1 or name.endswith(_MAY_REPEAT)
+    repeats = copies == 1 or (shards > kv_heads and name.endswith(_MAY_REPEAT))
     return _Merge(axis, copies) if different * copies == shards and repeats else None
 
 

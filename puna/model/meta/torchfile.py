@@ -22,6 +22,7 @@ from puna.model.meta.unpickle import MOST_BYTES, TensorRef, read_tensors
 
 _INDEX = "data.pkl"
 _HINT = "the file is damaged or was not copied completely: fetch it again"
+FREQUENCIES = "rope.freqs"  # the end of names whose tensors are never read: they can be computed, and layers share them
 _SAME_TWICE = {"tok_embeddings.weight", "output.weight"}  # a tied model's file may hold one matrix under both names
 
 
@@ -104,7 +105,7 @@ class TorchFile:
                 asked = size if size < 1 << 64 else "over 2^64"
                 what = f"the storage of {name[:80]!r}, {asked} bytes by the pickle, {there}"
                 raise ArtifactError(f"{self.path}: {what}", hint=_HINT)
-            if name in _SAME_TWICE and ref in counted:
+            if name.endswith(FREQUENCIES) or (name in _SAME_TWICE and ref in counted):
                 continue
             if name in _SAME_TWICE:
                 counted.add(ref)
