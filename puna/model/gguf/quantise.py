@@ -117,7 +117,8 @@ def _six_bits(s: Tensor, t: Tensor) -> Tensor:
 def _q6_k(x: Tensor) -> Tensor:
     groups = x.view(-1, 16, 16)
     scale = _best_scale(groups, 32)[..., 0]  # (blocks, 16)
-    d = _half(scale.gather(1, scale.abs().argmax(1, keepdim=True)) / -128)
+    # Small weights make d a subnormal float16 with few bits. One step of room for s makes up for a d rounded down.
+    d = _half(scale.gather(1, scale.abs().argmax(1, keepdim=True)) / -127)
     s = _rounded(scale, d, -128, 127)
     q = (_rounded(groups, (d * s)[..., None], -32, 31) + 32).to(torch.uint8).flatten(1)
     twos = (q >> 4).view(len(q), 2, 4, 32)
