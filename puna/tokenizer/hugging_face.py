@@ -136,9 +136,10 @@ def _sentencepiece(
     path: Path, data: Mapping[str, Any], vocab: dict[str, int], merges: list[tuple[str, str]], added: dict[str, int]
 ) -> SentencePieceTokenizer:
     model = data["model"]
-    fallback, unknown = bool(model.get("byte_fallback")), model.get("unk_token")
-    if not isinstance(unknown, str) or model.get("ignore_merges") or not (fallback or model.get("fuse_unk")):
-        raise _refusal(path, "model needs an unk_token, byte_fallback or fuse_unk, and no ignore_merges")
+    fallback = bool(model.get("byte_fallback"))
+    unknown = model.get("unk_token") or ("<unk>" if fallback else None)  # never encoded then, and left out by some
+    if model.get("ignore_merges") or unknown is None or not (fallback or model.get("fuse_unk")):
+        raise _refusal(path, "model needs byte_fallback, or fuse_unk with an unk_token, and no ignore_merges")
     if any(added[name] != id for name, id in vocab.items() if name in added):
         raise _refusal(path, "a token has one id in model.vocab and another in added_tokens")
     ids = vocab | added
@@ -148,6 +149,9 @@ def _sentencepiece(
     bytes_named = {f"<0x{b:02X}>" for b in range(256)} if fallback else set()
     if bytes_named - vocab.keys():
         raise _refusal(path, f"byte_fallback is true, and there is no token {min(bytes_named - vocab.keys())}")
+
+    # The library finds a special token's name before it merges, so that a merge which makes or uses one never happens.
+    merges = [pair for pair in merges if not added.keys() & {*pair, "".join(pair)}]
 
     def kind(text: str) -> Kind:
         if text == unknown:

@@ -75,6 +75,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, Any]]:
 
 def _integer(data: memoryview, at: int) -> tuple[int, int]:
     """The variable-length integer at byte `at`, and the place after it."""
+    if at < len(data) and data[at] < 0x80:
+        return data[at], at + 1
     value = 0
     for place, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * place

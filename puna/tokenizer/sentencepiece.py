@@ -137,7 +137,7 @@ class SentencePieceTokenizer:
         Half of a surrogate pair is encoded as U+FFFD, as in `Tokenizer`.
         """
         text = as_unicode(text).replace(" ", SPACE)
-        if text and (self._prefix == "always" or self._prefix == "unless_space" and text[0] != SPACE):
+        if text and (self._prefix == "always" or (self._prefix == "unless_space" and text[0] != SPACE)):
             text = SPACE + text
         ids: list[int] = []
         for number, part in enumerate(self._whole.split(text) if self._whole else [text]):
