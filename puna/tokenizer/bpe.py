@@ -17,11 +17,16 @@ After the ranks stand 256 special tokens, which have names but no text:
 nobody can end a turn or open a system message by typing. Specials are placed by id, in `dialog.py`.
 
 On disk a tokenizer is a directory with `tokenizer.model`, one line per rank: the bytes in base64, a space, the rank.
+
+Not every release spells the names so. Llama 3.0 has no `<|eom_id|>` and no `<|python_tag|>` yet, Hugging Face's files
+call the places 5 and 11 reserved, and models trained on from a Llama have more names at the end. `names` are then those
+of the file, and a token that is missing among them is the reserved one at its place.
 """
 
 import base64
 import binascii
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,31 +53,48 @@ SPECIALS = (
     *(f"<|reserved_special_token_{n}|>" for n in range(2, 246)),
 )
 MODEL_FILE = "tokenizer.model"
+MOST_FILE_BYTES = 64 << 20  # of a vocabulary; Llama 3's largest form has 17 million
+_RESERVED = re.compile(r"<\|reserved_special_token_\d+\|>")
 
 
 class Tokenizer:
     """Ids of a vocabulary with Llama 3.1's special tokens.
 
-    `ranks` maps each byte string to its rank, 0 ... R-1 without gaps, and holds all single bytes.
-    `vocab_size` is R + 256; the attributes `bos`, `eos` (end of text), `eot` (end of turn), `eom` (end of a message that
-    waits for a tool), `pad`, `python_tag`, `start_header` and `end_header` are ids, `stop_ids` those that end generation.
+    `ranks` maps each byte string to its rank, 0 ... R-1 without gaps, and holds all single bytes; `names` are those of
+    the special tokens, whose ids follow. `vocab_size` is R and the number of names, 256 in every Llama 3; the attributes
+    `bos`, `eos` (end of text), `eot` (end of turn), `eom` (end of a message that waits for a tool), `pad`, `python_tag`,
+    `start_header` and `end_header` are ids, `stop_ids` those that end generation. Raises `ArtifactError` for names that
+    lack one of these, or that repeat.
     """
 
-    def __init__(self, ranks: Mapping[bytes, int]):
+    def __init__(self, ranks: Mapping[bytes, int], names: Sequence[str] = SPECIALS):
         self.ranks = dict(ranks)
-        self._specials = {name: len(self.ranks) + i for i, name in enumerate(SPECIALS)}
+        self.special_names = tuple(names)  # in the order of their ids
+        self._specials = {name: len(self.ranks) + i for i, name in enumerate(names)}
+        if len(self._specials) != len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ArtifactError(f"the special token {twice!r} is there twice", hint=_NAMES_HINT)
         self._encoding = tiktoken.Encoding(
             name="llama3", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self._specials
         )
-        self.bos = self.special("<|begin_of_text|>")
-        self.eos = self.special("<|end_of_text|>")
-        self.eot = self.special("<|eot_id|>")
-        self.eom = self.special("<|eom_id|>")
-        self.pad = self.special("<|finetune_right_pad_id|>")
-        self.python_tag = self.special("<|python_tag|>")
-        self.start_header = self.special("<|start_header_id|>")
-        self.end_header = self.special("<|end_header_id|>")
+        self.bos = self._placed("<|begin_of_text|>")
+        self.eos = self._placed("<|end_of_text|>")
+        self.eot = self._placed("<|eot_id|>")
+        self.eom = self._placed("<|eom_id|>")
+        self.pad = self._placed("<|finetune_right_pad_id|>")
+        self.python_tag = self._placed("<|python_tag|>")
+        self.start_header = self._placed("<|start_header_id|>")
+        self.end_header = self._placed("<|end_header_id|>")
         self.stop_ids = frozenset({self.eos, self.eom, self.eot})
+
+    def _placed(self, name: str) -> int:
+        """The id of `name`; where the file knows no such name, of the reserved token at its place."""
+        place = SPECIALS.index(name)
+        there = self.special_names[place] if place < len(self.special_names) else None
+        if name not in self._specials and not (there and _RESERVED.fullmatch(there)):
+            found = f"{there!r} at its place" if there else f"only {len(self.special_names)} special tokens"
+            raise ArtifactError(f"the vocabulary has no {name!r}, and {found}", hint=_NAMES_HINT)
+        return self._specials.get(name, len(self.ranks) + place)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -82,17 +104,12 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids: ranks and specials."""
-        return len(self.ranks) + len(SPECIALS)
-
-    @property
-    def special_names(self) -> tuple[str, ...]:
-        """The names of the special tokens, in the order of their ids."""
-        return SPECIALS
+        return len(self.ranks) + len(self.special_names)
 
     def special(self, name: str) -> int:
         """The id of a special token. Raises `PunaError` for a name that is none."""
         if name not in self._specials:
-            near = difflib.get_close_matches(name, SPECIALS, n=1)
+            near = difflib.get_close_matches(name, self.special_names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "the names are in Tokenizer.special_names"
             raise PunaError(f"{name!r} is not a special token", hint=hint)
         return self._specials[name]
@@ -103,10 +120,8 @@ class Tokenizer:
         Half of a surrogate pair, which no UTF-8 text can hold, is encoded as U+FFFD; two that belong together as their
         character.
         """
-        if not _is_unicode(text):
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids: list[int] = []
-        for piece in pieces(text):
+        for piece in pieces(as_unicode(text)):
             ids += self._encoding.encode_ordinary(piece)
         return ids
 
@@ -123,25 +138,31 @@ class Tokenizer:
         try:
             return self._encoding.decode_bytes(ids)
         except (KeyError, OverflowError):
-            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
-            raise PunaError(
-                f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
-                hint="the ids come from another tokenizer, or from a model with more outputs than this one has tokens",
-            ) from None
+            raise outside(next(i for i in ids if not 0 <= i < self.vocab_size), self.vocab_size) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 (a character cut in half) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-def _is_unicode(text: str) -> bool:
+def as_unicode(text: str) -> str:
+    """`text` as UTF-8 can hold it: half of a surrogate pair becomes U+FFFD, two that belong together their character."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
+def outside(id: int, vocab_size: int) -> PunaError:
+    """The error for a token id that no vocabulary of `vocab_size` has."""
+    return PunaError(
+        f"token id {id} is outside the vocabulary of {vocab_size}",
+        hint="the ids come from another tokenizer, or from a model with more outputs than this one has tokens",
+    )
+
+
+_NAMES_HINT = "the special tokens must be Llama 3's: begin and end of text, headers, eot_id, and 256 places in all"
 _DAMAGED = "it must hold one line per rank: the bytes in base64, a space, the rank; make or download it anew"
 
 
@@ -153,7 +174,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
             hint="give the directory that train_tokenizer wrote, or a checkpoint's",
         )
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines()):
+    for number, line in enumerate(read_bounded(path).splitlines()):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
@@ -166,6 +187,20 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     if absent is not None:
         raise ArtifactError(f"{path} has no rank for the byte 0x{absent:02x}", hint=_DAMAGED)
     return ranks
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a vocabulary's file. Raises `ArtifactError` if it is too large to be one, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_FILE_BYTES + 1)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}", hint="give the file of a tokenizer") from None
+    if len(data) > MOST_FILE_BYTES:
+        raise ArtifactError(
+            f"{path} is no vocabulary: it has more than {MOST_FILE_BYTES:,} bytes", hint="give the file of a tokenizer"
+        )
+    return data
 
 
 def write_ranks(path: Path, ranks: Mapping[bytes, int]) -> None:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from puna import artifacts
-from puna.tokenizer.bpe import SPECIALS, Tokenizer
+from puna.tokenizer.bpe import Tokenizer
 from puna.tokenizer.calls import BUILTIN_TOOLS
 from puna.tokenizer.pretokens import PATTERN
+
+BOS = "<|begin_of_text|>"
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -41,14 +43,14 @@ def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 def write_hugging_face(out: Path, tokenizer: Tokenizer, *, context: int) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` into the directory `out`."""
-    names = {"bos_token": SPECIALS[0], "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>"}
+    names = {"bos_token": BOS, "eos_token": "<|eot_id|>", "pad_token": _name_of(tokenizer, tokenizer.pad)}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **names,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": context,
-        "added_tokens_decoder": {str(tokenizer.special(n)): _added(n) for n in SPECIALS},
+        "added_tokens_decoder": {str(tokenizer.special(n)): _added(n) for n in tokenizer.special_names},
         "chat_template": CHAT_TEMPLATE,
     }
     for name, content in (
@@ -59,6 +61,10 @@ def write_hugging_face(out: Path, tokenizer: Tokenizer, *, context: int) -> None
         artifacts.write_atomic(out / name, json.dumps(content, ensure_ascii=False, indent=1))
 
 
+def _name_of(tokenizer: Tokenizer, special: int) -> str:
+    return tokenizer.special_names[special - len(tokenizer.ranks)]
+
+
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
     character = {byte: c for c, byte in byte_alphabet().items()}
@@ -66,14 +72,14 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     def written(token: bytes) -> str:
         return "".join(character[b] for b in token)
 
-    bos = {"SpecialToken": {"id": SPECIALS[0], "type_id": 0}}
+    bos = {"SpecialToken": {"id": BOS, "type_id": 0}}
     text = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": tokenizer.special(name), **_added(name)} for name in SPECIALS],
+        "added_tokens": [{"id": tokenizer.special(name), **_added(name)} for name in tokenizer.special_names],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
@@ -85,8 +91,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [bos, text[0]],
-            "pair": [bos, text[0], {"SpecialToken": {"id": SPECIALS[0], "type_id": 1}}, text[1]],
-            "special_tokens": {SPECIALS[0]: {"id": SPECIALS[0], "ids": [tokenizer.bos], "tokens": [SPECIALS[0]]}},
+            "pair": [bos, text[0], {"SpecialToken": {"id": BOS, "type_id": 1}}, text[1]],
+            "special_tokens": {BOS: {"id": BOS, "ids": [tokenizer.bos], "tokens": [BOS]}},
         },
         "decoder": byte_level,
         "model": {

@@ -1,5 +1,7 @@
 """A small world: sentences in several scripts, code, numbers, and a tokenizer learnt from them."""
 
+import io
+
 import pytest
 from hypothesis import settings
 
@@ -33,3 +35,41 @@ def sentences() -> list[str]:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer(train_ranks(SENTENCES * 3, 800))
+
+
+SENTENCEPIECE = {
+    "model_type": "bpe",
+    "vocab_size": 700,
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": True,
+    "split_digits": True,
+    "allow_whitespace_only_pieces": True,
+    "character_coverage": 0.99,
+}
+
+
+@pytest.fixture(scope="session")
+def learn_sentencepiece(tmp_path_factory):
+    """Makes the `tokenizer.model` of a vocabulary that the SentencePiece library learns with Llama's options or others."""
+    spm = pytest.importorskip("sentencepiece")
+    texts = ["a  b   c    d     e " * 3, "foo [TOOL] fofoo [TOOL [TOOL]]", "she is to be at the farm " * 5]
+
+    def learn(**options):
+        model = io.BytesIO()
+        lines = iter((SENTENCES + texts) * 4)
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=model, minloglevel=2, **SENTENCEPIECE | options
+        )
+        path = tmp_path_factory.mktemp("sentencepiece") / "tokenizer.model"
+        path.write_bytes(model.getvalue())
+        return path
+
+    return learn
+
+
+@pytest.fixture(scope="session")
+def llama_model(learn_sentencepiece):
+    """The path of a `tokenizer.model` as Llama 2 has it."""
+    return learn_sentencepiece()
