@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from puna.chat import Message, ToolCall, assistant, system, tool_result, user
 from puna.errors import PunaError
-from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER, parse_json_calls, parse_tagged
+from puna.tokenizer.call_stream import read
+from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER
 from puna.tokenizer.dialog import TokenClass, parse, parse_text, render
 
 texts = st.one_of(st.text(max_size=30), st.sampled_from(["<|eot_id|>", "<|python_tag|>x", "\n\n\n", '{"a": 1}', "'\""]))
@@ -25,10 +26,10 @@ builtin_calls = st.builds(
 python_calls = st.builds(
     lambda code: ToolCall(name=CODE_INTERPRETER, arguments={"code": code}, dialect="python"),
     # Source that spells a call of another dialect is that call: the format has one way to write both.
-    texts.filter(lambda code: parse_tagged(code)[0][0].dialect == "python"),
+    texts.filter(lambda code: read(["", code])[1][0].dialect == "python"),
 )
 calls = st.lists(json_calls | builtin_calls | python_calls, max_size=3).map(tuple)
-contents = texts.filter(lambda text: not parse_json_calls(text)[0])
+contents = texts.filter(lambda text: not read([text])[1])
 answers = st.builds(lambda content, made: assistant(content, *made), contents, calls)
 dialogs = st.lists(
     st.builds(user, texts) | st.builds(system, texts) | st.builds(tool_result, texts) | answers, max_size=5
