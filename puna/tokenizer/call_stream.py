@@ -7,7 +7,7 @@ The body of a message is a row of segments with `<|python_tag|>` between each tw
     each other     the same, or brave_search.call(…), or else source for the code interpreter
 
 Every character is decided as early as it can be. What may still become a call is kept back; the character that shows
-that it cannot releases all of it as text: `{"name": "Alice", "a` is no call, since no call has such a key, nor is
+that it cannot releases all of it as text: `{"name": "Alice", "ag` is no call, since no call has such a key, nor is
 `[see` followed by a space. So a stream never shows a piece of a call, and never waits on text. Reading a whole message
 is feeding it in one piece, so that the two cannot differ.
 
