@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Role = Literal["system", "user", "assistant", "ipython"]
-Dialect = Literal["json", "builtin", "python"]
+Dialect = Literal["json", "builtin", "python", "function", "pythonic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class ToolCall:
 
     `dialect` is how it is written: `json` is Llama 3.1's zero-shot form `{"name": …, "parameters": …}`, `builtin` is
     `brave_search.call(query="…")`, `python` is source for the code interpreter (then `name` is `code_interpreter` and
-    `arguments` is `{"code": …}`).
+    `arguments` is `{"code": …}`), `function` is `<function=NAME>{…}</function>`, and `pythonic` is Llama 3.2's list
+    `[f(a='x'), g()]`.
     """
 
     name: str

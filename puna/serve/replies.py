@@ -4,8 +4,8 @@
     streamed       chunks: the role, then content deltas, tool calls at the end, a finish_reason; `usage` in a last
                    chunk of its own where stream_options.include_usage asks for it; then [DONE]
 
-Both say the same. A tool call is text while the model writes it, so a stream of a call that may hold one keeps back
-everything from the first character that could begin it, until the answer is complete and parsed (`Speech`).
+Both say the same. A tool call is text while the model writes it, so a stream keeps back what may be one, and from the
+first call on everything, until the answer is complete and parsed (`Speech`).
 """
 
 import json
@@ -19,54 +19,52 @@ from puna.chat import Completion, ToolCall
 from puna.serve.calls import Call
 from puna.serve.fields import ApiError
 from puna.serve.worker import Ticket
-from puna.tokenizer.dialog import PYTHON_TAG
+from puna.tokenizer.call_stream import Event, MessageStream
+from puna.tokenizer.calls import TAGGED
 
 
 class Speech:
     """One answer as a client hears it: `say` as pieces come, then `finish` once.
 
-    A call stands after `<|python_tag|>`, or, as JSON, at the very start of an answer; nothing else is kept back.
+    A call stands at the very start of an answer or after `<|python_tag|>`; nothing else is kept back, and what began
+    like a call only until it shows that it is none (`MessageStream`).
     """
 
     def __init__(self, tools: frozenset[str] | None):
         """`tools` are the functions on offer; None for a raw completion, in which nothing is a call."""
         self._tools = tools
+        self._stream = MessageStream(names=tools, spelled=True)
+        self._calling = False
         self._said = ""
-        self._held = ""
 
     def say(self, text: str) -> str:
         """What of the answer so far, extended by `text`, may be shown now: the new part of it."""
-        self._held += text
-        safe = self._safe()
-        shown, self._held = self._held[:safe], self._held[safe:]
-        self._said += shown
-        return shown
+        if self._tools is not None:
+            text = "".join(self._words(self._stream.feed(text)))
+        self._said += text
+        return text
 
     def finish(self, completion: Completion) -> tuple[str, tuple[ToolCall, ...]]:
         """The rest of the content, and the calls."""
         content, calls = (completion.text, ()) if self._tools is None else visible(completion, self._tools)
         return content[len(self._said) :], calls
 
-    def _safe(self) -> int:
-        """How much of what is held can no longer become part of a call."""
-        if self._tools is None:
-            return len(self._held)
-        if self._tools and not self._said and self._held.lstrip()[:1] in ("", "{"):
-            return 0
-        if (tag := self._held.find(PYTHON_TAG)) >= 0:
-            return tag
-        beginnings = (n for n in range(len(PYTHON_TAG) - 1, 0, -1) if self._held.endswith(PYTHON_TAG[:n]))
-        return len(self._held) - next(beginnings, 0)
+    def _words(self, events: list[Event]) -> Iterator[str]:
+        """The text up to the first call. What stands after one is settled when all calls are known: see `visible`."""
+        for event in events:
+            self._calling |= isinstance(event, ToolCall)
+            if not self._calling:
+                yield event
 
 
 def visible(completion: Completion, tools: frozenset[str]) -> tuple[str, tuple[ToolCall, ...]]:
     """The content and the tool calls of an answer.
 
-    JSON that merely looks like a call, of a function that the client did not offer, is content; so is a call that was
-    cut off, since it is not the call that was meant.
+    What merely looks like a call, of a function that the client did not offer, is content; so is a call that was cut
+    off, since it is not the call that was meant.
     """
     calls = completion.message.tool_calls
-    if completion.finish_reason != "length" and all(call.dialect != "json" or call.name in tools for call in calls):
+    if completion.finish_reason != "length" and all(call.dialect in TAGGED or call.name in tools for call in calls):
         return completion.message.content, calls
     return completion.text, ()
 

@@ -5,16 +5,21 @@
     <|start_header_id|>user<|end_header_id|>\\n\\n{text}<|eot_id|>
     <|start_header_id|>assistant<|end_header_id|>\\n\\n{text}<|eot_id|>
 
-in one line, without the breaks shown here. A tool's result has the role `ipython`. Where no system message is given
-there is no system header. The assistant's body takes one of these forms:
+in one line, without the breaks shown here. A tool's result has the role `ipython`. The assistant's body takes one of
+these forms:
 
     {text}<|eot_id|>
     {"name": "f", "parameters": {…}}<|eot_id|>
+    <function=f>{…}</function><|eot_id|>
+    [f(a='x'), g()]<|eot_id|>
     [text]<|python_tag|>brave_search.call(query="…")<|eom_id|>
     [text]<|python_tag|>{source}<|eom_id|>
 
-`<|eom_id|>` ends a message after which the assistant goes on, once the tool has answered. A JSON call that comes after
-text or after a tagged call gets a `<|python_tag|>` too, since nothing else would tell where it begins.
+`<|eom_id|>` ends a message after which the assistant goes on, once the tool has answered. A call of the other kinds
+that comes after text or after a tagged call gets a `<|python_tag|>` too, since nothing else would tell where it begins.
+
+What texts the turns hold depends on the `Style`: Meta's own, in which messages stand as given and nothing is added, or
+Hugging Face's (`chat_template.py`). Llama 2's format is another one (`llama2.py`).
 
 Every text between two special tokens is encoded by itself. So no text can produce a special token or change its
 neighbours' ids, the prompt up to the answer does not depend on the answer, and a message parsed from what the model
@@ -30,11 +35,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from puna.chat import Dialog, Message
-from puna.errors import PunaError
 from puna.tokenizer.bpe import Tokenizer
-from puna.tokenizer.calls import JOINT, parse_json_calls, parse_tagged, write_call
-
-PYTHON_TAG = "<|python_tag|>"
+from puna.tokenizer.call_stream import read
+from puna.tokenizer.calls import PYTHON_TAG
+from puna.tokenizer.turns import META, Style, Turn
 
 
 class TokenClass(IntEnum):
@@ -54,18 +58,19 @@ class Rendered:
     classes: list[int]
 
 
-def render(tokenizer: Tokenizer, dialog: Dialog, *, answer: bool) -> Rendered:
+def render(tokenizer: Tokenizer, dialog: Dialog, *, answer: bool, style: Style = META) -> Rendered:
     """`dialog` as ids; with `answer`, followed by the header of the assistant's next message.
 
-    Raises `PunaError` for a tool call that cannot be written, or that is not the assistant's.
+    Raises `PunaError` for a tool call that cannot be written, or that is not the assistant's, and for what else the
+    style cannot say.
     """
     ids, classes = [tokenizer.bos], [TokenClass.CONTEXT]
-    for message in dialog:
-        ours = message.role == "assistant"
+    for turn in style.turns(dialog):
+        ours = turn.role == "assistant"
         parts = (
-            (TokenClass.HEADER, _header(tokenizer, message.role)),
-            (TokenClass.BODY, _body(tokenizer, message)),
-            (TokenClass.END, [tokenizer.eom if wants_tool(message) else tokenizer.eot]),
+            (TokenClass.HEADER, _header(tokenizer, turn.role)),
+            (TokenClass.BODY, _body(tokenizer, turn)),
+            (TokenClass.END, [tokenizer.eom if turn.waits else tokenizer.eot]),
         )
         for kind, part in parts:
             ids += part
@@ -77,42 +82,17 @@ def render(tokenizer: Tokenizer, dialog: Dialog, *, answer: bool) -> Rendered:
     return Rendered(ids, [int(c) for c in classes])
 
 
-def wants_tool(message: Message) -> bool:
-    """Whether `message` ends with `<|eom_id|>`: it calls a built-in tool or the code interpreter."""
-    return any(call.dialect != "json" for call in message.tool_calls)
-
-
 def _header(tokenizer: Tokenizer, role: str) -> list[int]:
     return [tokenizer.start_header, *tokenizer.encode(role), tokenizer.end_header, *tokenizer.encode("\n\n")]
 
 
-def _body(tokenizer: Tokenizer, message: Message) -> list[int]:
+def _body(tokenizer: Tokenizer, turn: Turn) -> list[int]:
     ids: list[int] = []
-    for number, text in enumerate(_segments(message)):
+    for number, text in enumerate(turn.segments):
         if number:
             ids.append(tokenizer.python_tag)
         ids += tokenizer.encode(text)
     return ids
-
-
-def _segments(message: Message) -> list[str]:
-    """The texts of a message's body; a `<|python_tag|>` stands between each two."""
-    if message.tool_calls and message.role != "assistant":
-        raise PunaError(
-            f"a message of the role {message.role!r} has tool calls", hint="only the assistant's messages call tools"
-        )
-    segments = [message.content]
-    json_may_follow = not message.content  # untagged, at the very start or joined to a JSON call
-    joint = ""
-    for call in message.tool_calls:
-        text = write_call(call)
-        if call.dialect == "json" and json_may_follow:
-            segments[-1] += joint + text
-        else:
-            segments.append(text)
-        json_may_follow = call.dialect == "json"
-        joint = JOINT
-    return segments
 
 
 def parse(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[Message, bool]:
@@ -139,11 +119,5 @@ def parse_text(text: str) -> Message:
 
 def _message(segments: list[str]) -> Message:
     """An assistant's message from the texts of its body."""
-    calls, content = parse_json_calls(segments[0])
-    if calls:
-        content = content.strip()
-    for segment in segments[1:]:
-        more, rest = parse_tagged(segment)
-        calls += more
-        content += rest.strip()
+    content, calls = read(segments)
     return Message(role="assistant", content=content, tool_calls=calls)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from puna.chat import Message, ToolCall, assistant, system, tool_result, user
 from puna.errors import PunaError
-from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER, parse_json_calls, parse_tagged
+from puna.tokenizer.call_stream import read
+from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER, TAGGED
 from puna.tokenizer.dialog import TokenClass, parse, parse_text, render
 
 texts = st.one_of(st.text(max_size=30), st.sampled_from(["<|eot_id|>", "<|python_tag|>x", "\n\n\n", '{"a": 1}', "'\""]))
@@ -25,10 +26,22 @@ builtin_calls = st.builds(
 python_calls = st.builds(
     lambda code: ToolCall(name=CODE_INTERPRETER, arguments={"code": code}, dialect="python"),
     # Source that spells a call of another dialect is that call: the format has one way to write both.
-    texts.filter(lambda code: parse_tagged(code)[0][0].dialect == "python"),
+    texts.filter(lambda code: read(["", code])[1][0].dialect == "python"),
 )
-calls = st.lists(json_calls | builtin_calls | python_calls, max_size=3).map(tuple)
-contents = texts.filter(lambda text: not parse_json_calls(text)[0])
+function_calls = st.builds(
+    ToolCall,
+    name=st.sampled_from(["f", "größe", "a.b-c"]),
+    arguments=st.dictionaries(texts, values, max_size=3),
+    dialect=st.just("function"),
+)
+pythonic_calls = st.builds(
+    ToolCall,
+    name=st.sampled_from(["f", "größe", "a.b"]),
+    arguments=st.dictionaries(st.sampled_from(["n", "from"]), values),
+    dialect=st.just("pythonic"),
+)
+calls = st.lists(json_calls | builtin_calls | python_calls | function_calls | pythonic_calls, max_size=3).map(tuple)
+contents = texts.filter(lambda text: not read([text])[1])
 answers = st.builds(lambda content, made: assistant(content, *made), contents, calls)
 dialogs = st.lists(
     st.builds(user, texts) | st.builds(system, texts) | st.builds(tool_result, texts) | answers, max_size=5
@@ -98,7 +111,7 @@ def test_a_message_comes_back_from_its_ids(tokenizer, message):
     ids = rendered_answer(tokenizer, message)
     parsed, wants_tool = parse(tokenizer, ids)
     assert parsed == message
-    assert wants_tool == any(call.dialect != "json" for call in message.tool_calls)
+    assert wants_tool == any(call.dialect in TAGGED for call in message.tool_calls)
     assert rendered_answer(tokenizer, parsed) == ids
 
 
@@ -116,7 +129,7 @@ def test_the_tag_of_a_builtin_call_stays_in_history(tokenizer):
     assert ids[0] == tokenizer.python_tag and ids[-1] == tokenizer.eom
 
 
-def test_the_three_dialects_as_text(tokenizer):
+def test_the_dialects_as_text(tokenizer):
     def written(*args):
         return tokenizer.decode(rendered_answer(tokenizer, assistant(*args)))
 
@@ -128,6 +141,13 @@ def test_the_three_dialects_as_text(tokenizer):
     assert written("I look.", look_up) == f"I look.<|python_tag|>{json_text}<|eot_id|>"
     assert written("", code) == "<|python_tag|>print(6 * 7)<|eom_id|>"
     assert written("I compute.", code) == "I compute.<|python_tag|>print(6 * 7)<|eom_id|>"
+    tag = ToolCall(name="f", arguments={"n": 1}, dialect="function")
+    listed = ToolCall(name="g", arguments={"n": "it's"}, dialect="pythonic")
+    assert written("", tag) == '<function=f>{"n": 1}</function><|eot_id|>'
+    assert written("", listed, listed) == """[g(n="it's"), g(n="it's")]<|eot_id|>"""
+    assert written("", tag, listed, code) == (
+        """<function=f>{"n": 1}</function><|python_tag|>[g(n="it's")]<|python_tag|>print(6 * 7)<|eom_id|>"""
+    )
     assert written("", look_up, code) == f"{json_text}<|python_tag|>print(6 * 7)<|eom_id|>"
 
 
