@@ -132,7 +132,7 @@ class GgufFile:
         """Bytes in the file, packed as they are."""
         return self._container.tensors[self._home[name]].bytes
 
-    def kind(self, name: str) -> str:
+    def form(self, name: str) -> str:
         """How the tensor is packed, such as "Q4_K"."""
         return self._container.tensors[self._home[name]].kind.name
 

@@ -94,8 +94,8 @@ def test_every_kind_packs_its_tensors_as_documented(tmp_path):
     for kind in KINDS:
         write_gguf(model, None, tmp_path / "m.gguf", kind)
         with GgufFile(tmp_path / "m.gguf") as file:
-            assert file.kind("model.norm.weight") == "F32"
-            found[kind] = {name: file.kind(name) for name in file.names}
+            assert file.form("model.norm.weight") == "F32"
+            found[kind] = {name: file.form(name) for name in file.names}
     assert {kind: types["lm_head.weight"] for kind, types in found.items()} == {
         "F32": "F32", "F16": "F16", "BF16": "BF16", "Q8_0": "Q8_0", "Q4_0": "Q6_K", "Q4_K_M": "Q6_K",
     }  # fmt: skip
