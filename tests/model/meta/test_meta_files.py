@@ -196,7 +196,7 @@ def test_params_that_do_not_fit_the_weights_are_refused_before_memory_is_taken(t
 def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path):
     release(tmp_path, "llama-3-8b", 1)
     change(tmp_path, 0, lambda t: t.update({"output.weight": t["output.weight"].to(torch.int8)}))
-    with pytest.raises(ArtifactError, match="'output.weight' is of type int8"):
+    with pytest.raises(ArtifactError, match=r"'output\.weight' is of type int8"):
         load_meta(tmp_path)
 
 
