@@ -48,7 +48,7 @@ _INSIDE = {
     "attention_norm": "attn_norm",
     "ffn_norm": "ffn_norm",
 }
-_PIECE_WEIGHTS = 4 << 20  # read at a time
+_PIECE_WEIGHTS = 1 << 20  # read at a time
 _HINT = "only dense Llamas (general.architecture 'llama') can be read"
 
 
@@ -141,7 +141,7 @@ class GgufFile:
         return self._in_order(name, self._container.read(self._home[name]))
 
     def pieces(self, name: str, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """A tensor as (first row, rows), each piece a multiple of `multiple` rows and a few million weights long."""
+        """A tensor as (first row, rows), each piece a multiple of `multiple` rows and about a million weights long."""
         info = self._container.tensors[self._home[name]]
         multiple = math.lcm(multiple, self.config.head_dim) if name in self._rotary else multiple
         step = max(1, _PIECE_WEIGHTS // (math.prod(info.shape[1:]) * multiple)) * multiple

@@ -175,7 +175,7 @@ def _check_specials(names: Sequence[str], path: Path) -> None:
     """Llama 3's special tokens, some of which other releases call reserved, and nothing but padding after them."""
     for place, ours in enumerate(SPECIALS):
         theirs = names[place] if place < len(names) else None
-        renamed = theirs is not None and theirs.startswith("<|reserved_special_token_")
-        if theirs != ours and not (renamed or ours.startswith("<|reserved")):
+        renamed = (theirs or "").startswith("<|reserved_special_token_")
+        if theirs is None or (theirs != ours and not (renamed or ours.startswith("<|reserved"))):
             message = f"{path}: special token {place} is {theirs!r}, Llama 3's is {ours!r}"
             raise ArtifactError(message, hint=_HINT)

@@ -17,5 +17,5 @@ def config() -> LlamaConfig:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    words = [b"th", b"an", b"the", b" the", b" than", "é".encode(), "山".encode()[:2], "山".encode()]
+    words = [b"th", b"an", b"the", b"than", b" the", b" than", "é".encode(), "山".encode()[:2], "山".encode()]
     return Tokenizer({word: id for id, word in enumerate([*(bytes([b]) for b in range(256)), *words])})

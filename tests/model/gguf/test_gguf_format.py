@@ -16,7 +16,7 @@ from puna.model.gguf import blocks, write_gguf
 from puna.model.gguf.format import Container, Pending, write_container
 from puna.model.gguf.llama import GgufFile, gguf_name, load_gguf, shapes
 from puna.model.gguf.quantise import encode
-from puna.model.gguf.vocabulary import NORMAL
+from puna.model.gguf.vocabulary import NORMAL, to_tokenizer
 from puna.model.llama import Llama
 from puna.model.sizes import SIZES
 
@@ -204,7 +204,7 @@ def good(tmp_path_factory, config, tokenizer) -> bytes:
 def use(path: Path) -> None:
     """Everything that reads a file: shape, vocabulary, weights."""
     with GgufFile(path) as file:
-        file.vocabulary()
+        to_tokenizer(file.vocabulary(), path)
     load_gguf(path)
 
 
@@ -244,7 +244,7 @@ def attempt(path: Path, data: bytes) -> bool:
     return True
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(FLIPS, WORDS)
 def test_a_scribbled_header_is_a_message_or_another_file(good, tmp_path_factory, flips, words):
     attempt(tmp_path_factory.getbasetemp() / "scribbled.gguf", mutated(good, flips, words))

@@ -27,7 +27,7 @@ def test_a_tokenizer_comes_back_from_a_models_file(tmp_path, config, tokenizer):
     with GgufFile(tmp_path / "m.gguf") as file:
         vocabulary = file.vocabulary()
     assert len(vocabulary.tokens) == config.vocab_size
-    assert vocabulary.ids == {"bos": 264, "eos": 273, "eot": 273, "eom": 272, "padding": 268}
+    assert vocabulary.ids == {"bos": 265, "eos": 274, "eot": 274, "eom": 273, "padding": 269}
     again = to_tokenizer(vocabulary, tmp_path / "m.gguf")
     assert again.ranks == tokenizer.ranks
     assert [again.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
@@ -57,6 +57,7 @@ def test_a_sentencepiece_vocabulary_keeps_its_lists(tmp_path):
         tokens=["<unk>", "<s>", "</s>", "<0x00>", "▁the"],
         types=[2, 3, 3, 6, 1],
         scores=[0.0, 0.0, 0.0, 0.0, -1.5],
+        merges=[],
         ids={"bos": 1, "eos": 2, "unknown": 0},
         add_bos=True,
         chat_template="{{ x }}",
@@ -105,7 +106,7 @@ def test_lists_that_do_not_fit_together_are_refused(tmp_path, tokenizer):
 
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path, config, tokenizer):
-    with pytest.raises(ConfigError, match="has 521 tokens, the model 530"):
-        vocabulary = from_tokenizer(tokenizer, 521)
+    with pytest.raises(ConfigError, match="has 525 tokens, the model 530"):
+        vocabulary = from_tokenizer(tokenizer, 525)
         write_gguf(Llama(config).init_weights(0), vocabulary, tmp_path / "m.gguf", "F32")
     assert len(SPECIALS) == 256
