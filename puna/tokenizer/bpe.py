@@ -26,6 +26,7 @@ of the file, and a token that is missing among them is the reserved one at its p
 import base64
 import binascii
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -193,10 +194,11 @@ def read_bounded(path: Path) -> bytes:
     """The content of a vocabulary's file. Raises `ArtifactError` if it is too large to be one, or cannot be read."""
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_FILE_BYTES + 1)
+            large = os.fstat(file.fileno()).st_size > MOST_FILE_BYTES
+            data = b"" if large else file.read(MOST_FILE_BYTES)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}", hint="give the file of a tokenizer") from None
-    if len(data) > MOST_FILE_BYTES:
+    if large:
         raise ArtifactError(
             f"{path} is no vocabulary: it has more than {MOST_FILE_BYTES:,} bytes", hint="give the file of a tokenizer"
         )
