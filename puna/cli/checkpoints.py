@@ -1,4 +1,4 @@
-"""The verbs for checkpoints from elsewhere: `pull`, `inspect`, `verify`."""
+"""The verbs for checkpoints from elsewhere: `pull`, `inspect`, `verify`, `convert`."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ def add(commands: Any, add_command: Add) -> None:
     _add_pull(commands, add_command)
     _add_inspect(commands, add_command)
     _add_verify(commands, add_command)
+    _add_convert(commands, add_command)
 
 
 def _add_pull(commands: Any, add_command: Add) -> None:
@@ -65,7 +66,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     path = model_path(options.path)
     with open_checkpoint(path) as opened:
-        found = inspect(opened.kind, opened.config, opened.weights)
+        found, notes = inspect(opened.kind, opened.config, opened.weights), opened.notes
     if options.json:
         print(json.dumps(asdict(found), indent=1))
         return 0
@@ -83,8 +84,8 @@ def _inspect(options: argparse.Namespace) -> int:
     print("           " + "".join(f"{n:>12,}" for n in lengths))
     for form, sizes in found.memory.items():
         print(f"    {form:>5}  " + "".join(f"{_size(size):>12}" for size in sizes.values()))
-    for oddity in found.oddities:
-        print(f"  note: {oddity}")
+    for note in (*notes, *found.oddities):
+        print(f"  note: {note}")
     return 0
 
 
@@ -131,3 +132,34 @@ def _verify(options: argparse.Namespace) -> int:
         return 0
     print(f"not the same: the first difference above {found.tolerance:g} is at {found.first_divergence}")
     return 1
+
+
+def _add_convert(commands: Any, add_command: Add) -> None:
+    sub = add_command(
+        commands,
+        "convert",
+        _convert,
+        "Write a checkpoint in another format.",
+        """formats:
+  huggingface   a folder, as transformers and vLLM read it          F32, F16, BF16
+  meta          a folder, as Meta released it                       F32, F16, BF16
+  gguf          a file, as llama.cpp reads it                       F32, F16, BF16, Q8_0, Q4_0, Q4_K_M
+
+examples:
+  puna convert models/Llama-3.2-1B llama.gguf --to gguf --form Q4_K_M
+  puna convert llama.gguf models/again --to huggingface --form BF16""",
+    )
+    sub.add_argument("source", type=Path)
+    sub.add_argument("out", type=Path)
+    sub.add_argument("--to", required=True, choices=("huggingface", "meta", "gguf"))
+    sub.add_argument("--form", default="", help="number format; by default the source's")
+    sub.add_argument("--shards", type=int, default=1, help="files of Meta's format")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from puna.cli import model_path
+    from puna.model.conversion import convert
+
+    convert(model_path(options.source), options.out, options.to, options.form, options.shards)
+    print(options.out)
+    return 0

@@ -20,15 +20,16 @@ import torch
 
 from puna.chat import Completion, Continuation, Message, Request
 from puna.config import require
-from puna.errors import DataError
+from puna.errors import ArtifactError, DataError
 from puna.inference import sampler, scoring
 from puna.inference.runner import Runner
 from puna.inference.scheduler import Scheduler
 from puna.inference.sequence import ContextError, Piece
 from puna.inference.sequence import Sequence as Running
-from puna.model.checkpoint import load_model
+from puna.model.detect import kind_of
 from puna.model.llama import Llama
-from puna.quant import is_quantised, load_quantised
+from puna.model.opening import checkpoint_tokenizer, load_checkpoint
+from puna.quant import load_quantised
 from puna.tokenizer import Tokenizer
 from puna.tokenizer.dialog import parse, parse_text, render
 
@@ -59,15 +60,21 @@ class Engine:
     def load(
         cls, path: Path, *, threads: int | None = None, dtype: torch.dtype = torch.float32, slots: int = SLOTS
     ) -> "Engine":
-        """The engine for the checkpoint or quantised model in the folder `path`.
+        """The engine for the model at `path`: ours, quantised or not, or of any format that `opening` knows.
 
-        `threads` sets PyTorch's number of threads for the whole process; None leaves it. Raises `ArtifactError`.
+        `threads` sets PyTorch's number of threads for the whole process; None leaves it. Raises `ArtifactError`, also
+        for a Llama 1 or 2, whose dialog format the engine does not speak.
         """
         path = Path(path)
         if threads is not None:
             torch.set_num_threads(threads)
-        model = load_quantised(path, dtype) if is_quantised(path) else load_model(path, dtype)
-        return cls(model, Tokenizer.load(path), slots=slots)
+        if kind_of(path) == "quantised":
+            return cls(load_quantised(path, dtype), Tokenizer.load(path), slots=slots)
+        tokenizer = checkpoint_tokenizer(path)
+        if not isinstance(tokenizer, Tokenizer):
+            hint = "inspect, verify and convert work; to be talked to it takes a Llama 3"
+            raise ArtifactError(f"{path} has a SentencePiece vocabulary: it is a Llama 1 or 2", hint=hint)
+        return cls(load_checkpoint(path, dtype), tokenizer, slots=slots)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in order.

@@ -1,9 +1,9 @@
 """Any checkpoint that a user may have, opened by what it is: one door to all formats.
 
-    with open_checkpoint(path) as opened:      headers only
-        opened.kind, opened.config, opened.weights
-    model = load_checkpoint(path)              the weights, streamed
-    tokenizer = checkpoint_tokenizer(path)     from its files, or from inside a GGUF file
+with open_checkpoint(path) as opened:      headers only
+    opened.kind, opened.config, opened.weights
+model = load_checkpoint(path)              the weights, streamed
+tokenizer = checkpoint_tokenizer(path)     from its files, or from inside a GGUF file
 """
 
 from collections.abc import Iterator

@@ -36,6 +36,8 @@ _TAG_NAME = re.compile(r"[^<>\s]+")
 
 def write_call(call: ToolCall) -> str:
     """`call` in its dialect. Raises `PunaError` for one that its dialect cannot express."""
+    if call.dialect not in _WRITERS:
+        raise PunaError(f"{call.dialect!r} is not a dialect of tool calls", hint=f"they are {', '.join(_WRITERS)}")
     if len(call.name) > LONGEST_NAME:
         raise PunaError(
             f"a call of {call.name[:40]!r}… has a name of {len(call.name)} characters",

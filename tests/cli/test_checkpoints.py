@@ -47,3 +47,13 @@ def test_what_is_no_checkpoint_is_refused_with_a_hint(verb, tmp_path, capsys):
         arguments = [verb, str(path)] + [str(path)] * (verb == "verify")
         assert main(arguments) != 0
         assert "hint:" in capsys.readouterr().err
+
+
+def test_convert_writes_what_inspect_and_verify_read(tmp_path, capsys):
+    first = saved(tmp_path / "a")
+    for to, name in (("gguf", "b.gguf"), ("meta", "c")):
+        assert main(["convert", first, str(tmp_path / name), "--to", to]) == 0
+        assert main(["inspect", str(tmp_path / name)]) == 0 and f"({to})" in capsys.readouterr().out
+        assert main(["verify", first, str(tmp_path / name), "--tokens", "16", "--tolerance", "1e-9"]) == 0
+    assert main(["convert", first, str(tmp_path / "d"), "--to", "meta", "--form", "Q4_0"]) != 0
+    assert "not a number format of meta" in capsys.readouterr().err

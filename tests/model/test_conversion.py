@@ -29,7 +29,9 @@ TEXT = "Llamas hum; 3141 herds, naïve <|eot_id|> hills.\n\n  x"
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
-    ranks = train_ranks([" ".join(f"{a}{b} hums" for a in "herd hill llama puna cold".split() for b in "abcdefghij")], 276)
+    ranks = train_ranks(
+        [" ".join(f"{a}{b} hums" for a in "herd hill llama puna cold".split() for b in "abcdefghij")], 276
+    )
     write_ranks(folder / MODEL_FILE, ranks)
     save_model(Llama(SHAPE).init_weights(0), folder, folder / "model")
     return folder / "model"

@@ -21,6 +21,11 @@ TEXTS = [
     f"{PYTHON_TAG}print(1 < 2)",
     "a < b <| c <|python_ d",
     f"text {CALL}",
+    "[f(n=1), f()] and then words",
+    "[g(n=1)]",
+    "[1, 2]",
+    '<function=f>{"n": 1}</function>',
+    '<function=g>{"n": 1}</function> or so',
 ]
 
 
@@ -41,7 +46,7 @@ def test_the_deltas_of_a_stream_add_up_to_the_whole_answer(text, tools, reason, 
 
 
 def test_nothing_of_a_call_is_shown_as_text():
-    for text in (CALL, f"{PYTHON_TAG}print(1)"):
+    for text in (CALL, f"{PYTHON_TAG}print(1)", '<function=f>{"n": 1}</function>', "[f(n=1), f()]"):
         speech = Speech(frozenset({"f"}))
         assert [speech.say(character) for character in text] == [""] * len(text)
 
@@ -49,6 +54,12 @@ def test_nothing_of_a_call_is_shown_as_text():
 def test_text_is_shown_as_it_comes_even_where_tools_are_offered():
     speech = Speech(frozenset({"f"}))
     assert [speech.say(word) for word in ("It", " is", " 3 < 4", " {x}")] == ["It", " is", " 3 < 4", " {x}"]
+
+
+def test_what_began_like_a_call_is_shown_once_it_is_none():
+    for text in ('{"name": "f", "ag', '{"name": "Alice"', '{"name": "g"', "[1,", "[f]", "<b"):
+        speech = Speech(frozenset({"f"}))
+        assert [speech.say(character) for character in text] == [""] * (len(text) - 1) + [text]
 
 
 def test_a_raw_completion_holds_nothing_back():

@@ -366,6 +366,7 @@ def test_json_is_a_call_exactly_where_it_has_a_calls_fields(value, indent):
         (call("f", a={1, 2}), "no value of JSON"),
         (call("f", a=10**1000), "digits"),
         (call("f" * 257), "257 characters"),
+        (call("f", "yaml"), "'yaml' is not a dialect"),
     ],
 )
 def test_a_call_that_its_dialect_cannot_express_is_refused(refused, problem):
