@@ -103,15 +103,24 @@ def test_every_kind_packs_its_tensors_as_documented(tmp_path):
     assert found["Q4_K_M"]["model.layers.0.self_attn.q_proj.weight"] == "Q4_K"
 
 
-@pytest.mark.parametrize("shape", ["grouped queries", "as many keys as queries", "tied", "wide heads"])
-def test_transformers_reads_our_file_to_the_same_logits(tmp_path, shape, tokenizer):
-    """An independent reader: it puts the rows of q and k back into its own order. (It ignores Llama 3.1's scaling.)"""
+@pytest.mark.parametrize("shape", ["grouped queries", "as many keys as queries", "tied", "wide heads", "3.1 scaling"])
+def test_transformers_reads_our_file_to_the_same_logits(tmp_path, shape):
+    """An independent reader: it puts the rows of q and k back into its own order."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("gguf")
-    pytest.importorskip("accelerate", reason="transformers reads GGUF files with accelerate only")
-    model = made(SHAPES[shape])
-    write_gguf(model, tokenizer, tmp_path / "m.gguf", "F32")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = SHAPES[shape]
+    model = made(config)
+    write_gguf(model, None, tmp_path / "m.gguf", "F32")
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**hf_config(config, torch.float32))).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.fill_(torch.nan)  # so that what is not read shows
+    read = load_gguf_checkpoint(str(tmp_path / "m.gguf"), return_tensors=True, model_to_load=theirs)
+    theirs.load_state_dict(read["tensors"], strict=False)
+    for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "rms_norm_eps"):
+        assert read["config"][key] == pytest.approx(hf_config(config, torch.float32)[key], rel=1e-6), key
     tokens = torch.randint(0, 530, (2, 70), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         assert (theirs(tokens).logits - logits(model)).abs().max() < 1e-4
