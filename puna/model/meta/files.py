@@ -37,7 +37,7 @@ from puna.model.llama import Llama
 from puna.model.meta.params import PARAMS, Facts, parse_params
 from puna.model.meta.torchfile import FREQUENCIES, TorchFile
 from puna.model.sizes import LlamaConfig
-from puna.model.tensorfile import TensorEntry, row_pieces
+from puna.model.tensorfile import NAMES, TensorEntry, row_pieces
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 _PIECE_BYTES = 4 << 20  # of a merged tensor, read at a time
@@ -96,9 +96,9 @@ class MetaFiles:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[self._hf[name]]
 
-    def dtype(self, name: str) -> torch.dtype:
-        """The type that a tensor is stored in."""
-        return self._entry(self._hf[name]).dtype
+    def form(self, name: str) -> str:
+        """How the values of a tensor are stored: `BF16`, `F32`, ..."""
+        return NAMES[self._entry(self._hf[name]).dtype]
 
     def bytes(self, name: str) -> int:
         return self._entry(self._hf[name]).bytes
