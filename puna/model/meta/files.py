@@ -96,9 +96,9 @@ class MetaFiles:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[self._hf[name]]
 
-    def dtype(self, name: str) -> torch.dtype:
-        """The type that a tensor is stored in."""
-        return self._entry(self._hf[name]).dtype
+    def form(self, name: str) -> str:
+        """How the values of a tensor are stored: `BF16`, `F32`, ..."""
+        return NAMES[self._entry(self._hf[name]).dtype]
 
     def form(self, name: str) -> str:
         """How its numbers are stored: `F32`, `BF16`, …"""
