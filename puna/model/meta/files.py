@@ -100,10 +100,6 @@ class MetaFiles:
         """How the values of a tensor are stored: `BF16`, `F32`, ..."""
         return NAMES[self._entry(self._hf[name]).dtype]
 
-    def form(self, name: str) -> str:
-        """How its numbers are stored: `F32`, `BF16`, …"""
-        return NAMES[self.dtype(name)]
-
     def bytes(self, name: str) -> int:
         return self._entry(self._hf[name]).bytes
 
