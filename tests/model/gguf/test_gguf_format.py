@@ -244,7 +244,7 @@ def attempt(path: Path, data: bytes) -> bool:
     return True
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(FLIPS, WORDS)
 def test_a_scribbled_header_is_a_message_or_another_file(good, tmp_path_factory, flips, words):
     attempt(tmp_path_factory.getbasetemp() / "scribbled.gguf", mutated(good, flips, words))
@@ -285,5 +285,6 @@ def test_an_8b_opens_lazily_in_well_under_a_second(tmp_path):
     with GgufFile(tmp_path / "8b.gguf") as file:
         assert file.config.dim == config.dim
         first = next(file.pieces("lm_head.weight"))
-    assert time.process_time() - began < 1.0
+    taken = time.process_time() - began
+    assert taken < 1.0
     assert first[0] == 0 and first[1].shape[1] == config.dim
