@@ -16,14 +16,14 @@ import datetime
 import io
 import json
 import os
-import platform
-import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from machine import processor, revision
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -154,23 +154,6 @@ def measured(encoders: Encoders, texts: list[str], rounds: int) -> dict[str, dic
         }
         for name, times in seconds.items()
     } | {"text": {"documents": len(texts), "bytes": size, "tokens": tokens}}
-
-
-def revision() -> str:
-    """The commit, and whether the tree differs from it."""
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return asked.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells."""
-    try:
-        found = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in found if line.startswith("model name")), "unknown")
 
 
 def main() -> None:

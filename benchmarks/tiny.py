@@ -12,7 +12,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import random
 import resource
 import signal
@@ -21,6 +20,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from machine import processor, revision
 
 from puna import artifacts, log
 
@@ -80,9 +81,11 @@ def figures(out: Path) -> dict:
     found: dict = {"base: bits per byte": results["07-base"]["bits_per_byte"]["overall"]["value"]}
     for name in ("tokens_5gram", "bytes_5gram", "bytes_8gram", "xz_primed"):
         found[f"{name}: bits per byte"] = report["baselines"]["baselines"][name]["bits_per_byte"]["overall"]["value"]
-    judged = [r for r in results.values() if "eval" in r]
-    for result in judged:
-        name, scores = result["checkpoint"], result["eval"]
+    judged = {name: r for name, r in results.items() if "eval" in r}
+    accepted = [p["candidate"] for p in report["promotions"] if p["promoted"]]
+    judged["promoted"] = judged[accepted[-1] if accepted else "09-sft"]
+    for name, result in judged.items():
+        scores = result["eval"]
         verified = scores["verified"]
         found[f"{name}: verified"] = [round(verified[k], 4) for k in ("value", "low", "high")]
         found[f"{name}: valid calls"] = scores["valid_calls"]["value"]
@@ -95,6 +98,7 @@ def figures(out: Path) -> dict:
         found[f"{small['name']}: change of bits per byte"] = small["change"]["value"]
     found["promotions"] = [f"{p['candidate']}: {p['reason']}" for p in report["promotions"]]
     found["seconds in stages"] = report["run"]["seconds"]
+    found["code"] = report["run"]["code"]
     found["weights"] = weights(out)
     return found
 
@@ -110,25 +114,6 @@ def table(runs: dict[int, dict]) -> str:
         spread = f"  mean {statistics.mean(numbers):.4g} ± {statistics.stdev(numbers):.2g}" if len(numbers) > 1 else ""
         lines.append(f"{name:44s}" + "".join(f"{n:>10.4g}" for n in numbers) + spread)
     return "\n".join(lines)
-
-
-def revision() -> str:
-    """The commit, and whether the tree differs from it."""
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return asked.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def main() -> None:

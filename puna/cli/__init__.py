@@ -18,7 +18,8 @@ from typing import Any
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
 from puna.cli import checkpoints
-from puna.errors import ArtifactError, ConfigError, PunaError
+from puna.cli.paths import model_path
+from puna.errors import ConfigError, PunaError
 
 RECIPES = {"tiny": "a 3M-parameter Llama 3.1 made from raw text on a laptop CPU in about a quarter of an hour"}
 
@@ -271,16 +272,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> typing.Iterator[tuple[str
         else:
             text = json.dumps(value, ensure_ascii=False)
             yield f"{prefix}{name}", text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def model_path(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the final one of a run's folder."""
-    record = path / "run.json"
-    if not record.is_file():
-        if not path.exists():
-            raise ArtifactError(f"{path} does not exist", hint="make one with `puna run tiny`")
-        return path
-    return path / json.loads(record.read_text())["model"]
 
 
 def _add_stage(commands: Any) -> None:

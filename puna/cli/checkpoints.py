@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from puna.cli.paths import model_path
+
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -60,7 +62,6 @@ def _add_inspect(commands: Any, add_command: Add) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from puna.cli import model_path
     from puna.model.inspect import inspect
     from puna.model.opening import open_checkpoint
 
@@ -115,7 +116,6 @@ def _add_verify(commands: Any, add_command: Add) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from puna.cli import model_path
     from puna.model.opening import load_checkpoint
     from puna.model.verify import VerifyConfig, compare
 
@@ -157,7 +157,6 @@ examples:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from puna.cli import model_path
     from puna.model.conversion import convert
 
     convert(model_path(options.source), options.out, options.to, options.form, options.shards)

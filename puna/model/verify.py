@@ -22,8 +22,8 @@ from puna.errors import ArtifactError
 from puna.model.llama import Llama, attend_with
 from puna.model.sizes import LlamaConfig
 
-# What may differ without changing what is computed.
-_HARMLESS = {"context", "tied"}
+# What may differ between two models whose layers can still be compared one by one.
+_MAY_DIFFER = {"context", "tied", "norm_eps", "rope_theta", "rope_scaling"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Comparison:
     largest_logit_difference: float
     same_choice: float  # the share of places where both prefer the same token
     tolerance: float
-    notes: tuple[str, ...] = ()  # fields of the configuration that differ without harm
+    notes: tuple[str, ...] = ()  # fields of the configuration that differ
 
     @property
     def same(self) -> bool:
@@ -92,7 +92,7 @@ def _same_shape(a: LlamaConfig, b: LlamaConfig) -> tuple[str, ...]:
     differing = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(a)}
     differing = {name: pair for name, pair in differing.items() if pair[0] != pair[1]}
     told = [f"{name}: {first} and {second}" for name, (first, second) in differing.items()]
-    if differing.keys() - _HARMLESS - {"norm_eps", "rope_theta", "rope_scaling"}:
+    if differing.keys() - _MAY_DIFFER:
         hint = "only models of one shape can compute the same"
         raise ArtifactError(f"the shapes differ: {'; '.join(told)}", hint=hint)
     return tuple(told)

@@ -1,0 +1,24 @@
+"""What every result says of where it was measured: the revision and the processor."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+
+def revision() -> str:
+    """The commit, and whether the tree differs from it."""
+    asked = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    return asked.stdout.strip() or "unknown"
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
