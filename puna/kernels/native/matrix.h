@@ -12,7 +12,7 @@
 //
 // The activations that meet it are laid out by tiles of a few tokens: [step][token of the tile][4 bytes], so that one
 // load can spread a token's step over all lanes. For integers they are quantised in the weights' groups, with a scale
-// and the sum of the codes for each group: [group][token of the tile].
+// for each group, and -8 times the sum of its codes, which takes the surplus of the weights' codes off: [group][token].
 
 #pragma once
 #include <cstddef>

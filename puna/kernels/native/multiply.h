@@ -27,7 +27,7 @@ INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activati
     for (int m = 0; m < M; m++) y[m] = zero();
     for (int64_t g = 0; g < groups; g++) {
         I s[M];
-        for (int m = 0; m < M; m++) s[m] = bias ? isplat(-bias * sums[m]) : izero();
+        for (int m = 0; m < M; m++) s[m] = bias == 128 ? times16(isplat(sums[m])) : bias ? isplat(sums[m]) : izero();
         for (int64_t step = 0; step < steps; step += 2) {
             if constexpr (KIND == INT4) {
                 const I both = iload(codes);
@@ -47,7 +47,7 @@ INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activati
         for (int m = 0; m < M; m++) y[m] = fma(to_float(s[m]), mul(scale, splat(scales[m])), y[m]);
         if constexpr (OFFSETS) {
             const F offset = half(w_offsets);
-            for (int m = 0; m < M; m++) y[m] = fma(offset, splat(scales[m] * (float)sums[m]), y[m]);
+            for (int m = 0; m < M; m++) y[m] = fma(offset, splat(scales[m] * (float)sums[m] * -0.125f), y[m]);
             w_offsets += LANES;
         }
         w_scales += LANES, scales += M, sums += M;
@@ -184,7 +184,7 @@ INLINE void quantise(const float* x, int64_t groups, int64_t group, int m, int s
             for (int j = 0; j < 4; j++) memcpy(to + j * size, bytes + 4 * j, 4);
         }
         scales[g * size + m] = most / 127.0f;
-        sums[g * size + m] = isum(s);
+        sums[g * size + m] = -8 * isum(s);
     }
 }
 

@@ -59,6 +59,7 @@ INLINE I isplat(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE I iload(const void* p) { return _mm512_loadu_si512(p); }
 INLINE void istore(void* p, I x) { _mm512_storeu_si512(p, x); }
 INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+INLINE I times16(I x) { return _mm512_slli_epi32(x, 4); }
 INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 INLINE I to_int(F x) { return _mm512_cvtps_epi32(x); }
 INLINE I low_nibbles(I x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
@@ -150,6 +151,7 @@ INLINE I iload(const void* p) {
 }
 INLINE void istore(void* p, I x) { _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)p + 1, x.b); }
 INLINE I iadd(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+INLINE I times16(I x) { return {_mm256_slli_epi32(x.a, 4), _mm256_slli_epi32(x.b, 4)}; }
 INLINE F to_float(I x) { return BOTH(F, _mm256_cvtepi32_ps); }
 INLINE I to_int(F x) { return BOTH(I, _mm256_cvtps_epi32); }
 INLINE __m256i low_(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
@@ -248,6 +250,7 @@ INLINE I izero() { return isplat(0); }
 INLINE I iload(const void* p) { I r; EACH r.v[i] = vld1q_s32((const int32_t*)p + 4 * i); return r; }
 INLINE void istore(void* p, I x) { EACH vst1q_s32((int32_t*)p + 4 * i, x.v[i]); }
 INLINE I iadd(I x, I y) { EACH x.v[i] = vaddq_s32(x.v[i], y.v[i]); return x; }
+INLINE I times16(I x) { EACH x.v[i] = vshlq_n_s32(x.v[i], 4); return x; }
 INLINE F to_float(I x) { F r; EACH r.v[i] = vcvtq_f32_s32(x.v[i]); return r; }
 INLINE I to_int(F x) { I r; EACH r.v[i] = vcvtnq_s32_f32(x.v[i]); return r; }
 INLINE I low_nibbles(I x) {
@@ -339,6 +342,7 @@ INLINE I izero() { return isplat(0); }
 INLINE I iload(const void* p) { I r; memcpy(r.v, p, 64); return r; }
 INLINE void istore(void* p, I x) { memcpy(p, x.v, 64); }
 INLINE I iadd(I x, I y) { EACH x.v[i] += y.v[i]; return x; }
+INLINE I times16(I x) { EACH x.v[i] *= 16; return x; }
 INLINE F to_float(I x) { F r; EACH r.v[i] = (float)x.v[i]; return r; }
 INLINE I to_int(F x) { I r; EACH r.v[i] = (int32_t)std::nearbyint(x.v[i]); return r; }
 INLINE I low_nibbles(I x) { EACH x.v[i] &= 0x0f0f0f0f; return x; }
