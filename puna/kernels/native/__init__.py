@@ -41,6 +41,7 @@ _SIGNATURES = {
     "puna_matrix_bytes": (c_int64, (c_void_p,)),
     "puna_matrix_floats": (None, (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int)),
     "puna_matrix_codes": (None, (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)),
+    "puna_matrix_blocks": (None, (c_void_p, c_void_p, c_int64, c_int64, c_void_p)),
     "puna_embed": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
     "puna_multiply": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
     "puna_rms_norm": (None, (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
@@ -189,6 +190,12 @@ class Matrix(_Owned):
         assert codes.shape[1] == width and scales.shape == (len(codes), -(-self.columns // self.group))
         at = (_at(codes), codes.shape[1], _at(scales, torch.float16), _at(offsets, torch.float16))
         _call("puna_matrix_codes", team.pointer, self.pointer, first, len(codes), *at)
+        return self
+
+    def blocks(self, team: "Team | Borrowed", data: Tensor, first: int = 0) -> "Matrix":
+        """Take rows of GGUF's Q4_0 or Q8_0 blocks as they lie in the file, (n, bytes of a row) uint8."""
+        assert self.group == 32 and data.shape[1] == self.columns // 32 * (18 if self.kind == "int4" else 34)
+        _call("puna_matrix_blocks", team.pointer, self.pointer, first, len(data), _at(data, torch.uint8))
         return self
 
     def multiply(self, team: "Team | Borrowed", x: Tensor) -> Tensor:

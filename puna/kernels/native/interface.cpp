@@ -90,6 +90,31 @@ void place_codes(const Matrix& w, int64_t row, const uint8_t* codes) {
     }
 }
 
+void place_blocks(const Matrix& w, int64_t row, const uint8_t* from, int64_t groups, int64_t bytes) {
+    uint8_t* block = w.data + row / CHUNK * w.chunk_bytes() + row % CHUNK / LANES * w.block_bytes();
+    uint16_t* scales = (uint16_t*)block + row % LANES;
+    uint8_t* to = block + w.scale_bytes() + row % LANES * 4;
+    for (int64_t g = 0; g < groups; g++, from += bytes) {
+        memcpy(scales + g * LANES, from, 2);
+        if (w.kind == INT8) {
+            for (int j = 0; j < 8; j++, to += 64) {
+                uint32_t four;
+                memcpy(&four, from + 2 + 4 * j, 4);
+                four ^= 0x80808080u;
+                memcpy(to, &four, 4);
+            }
+            continue;
+        }
+        uint32_t q[4];  // weight i < 16 is the low half of byte i, the other sixteen are the high halves
+        memcpy(q, from + 2, 16);
+        for (int j = 0; j < 4; j++, to += 64) {
+            const uint32_t even = q[j % 2 * 2] >> (j / 2 * 4) & 0x0f0f0f0f, odd = q[j % 2 * 2 + 1] >> (j / 2 * 4) & 0x0f0f0f0f;
+            const uint32_t both = even | odd << 4;
+            memcpy(to, &both, 4);
+        }
+    }
+}
+
 void place_scales(const Matrix& w, int64_t row, const uint16_t* scales, const uint16_t* offsets) {
     uint8_t* block = w.data + row / CHUNK * w.chunk_bytes() + row % CHUNK / LANES * w.block_bytes();
     uint16_t* to = (uint16_t*)block + row % LANES;
@@ -146,6 +171,18 @@ API void puna_matrix_codes(Team* team, Matrix* w, int64_t first, int64_t rows, c
             for (int64_t r = b * 16; r < std::min(rows, b * 16 + 16); r++) {
                 place_codes(*w, first + r, codes + r * code_stride);
                 place_scales(*w, first + r, scales + r * groups, offsets ? offsets + r * groups : nullptr);
+            }
+        });
+    });
+}
+// Rows of GGUF's own blocks of 32 weights (`blocks.py`): Q4_0 into 4-bit codes, Q8_0 into 8-bit ones, groups of 32.
+API void puna_matrix_blocks(Team* team, Matrix* w, int64_t first, int64_t rows, const uint8_t* data) {
+    const int64_t groups = w->groups(), bytes = w->kind == INT4 ? 18 : 34;
+    team->run(1, [&](int) {
+        team->each(0, (rows + 15) / 16, [&](int64_t b) {
+            for (int64_t r = b * 16; r < std::min(rows, b * 16 + 16); r++) {
+                const uint8_t* from = data + r * groups * bytes;
+                place_blocks(*w, first + r, from, groups, bytes);
             }
         });
     });
