@@ -21,13 +21,15 @@ from puna.kernels import native
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.detect import kind_of
 from puna.model.gguf import GgufFile
-from puna.model.gguf.blocks import BLOCKS
-from puna.model.llama import rope_frequencies
+from puna.model.gguf.blocks import BLOCKS, BlockType
+from puna.model.llama import Llama, rope_frequencies
 from puna.model.opening import open_checkpoint
 from puna.model.sizes import LlamaConfig
+from puna.model.weights import Weights
 from puna.quant.gguf import packed_from_gguf
-from puna.quant.groups import Packed
+from puna.quant.groups import Packed, dequantise_matrix
 from puna.quant.load import QuantisedFile
+from puna.quant.modules import QuantEmbedding, QuantLinear
 
 _MODULES = (
     "attention.wq",
@@ -39,13 +41,15 @@ _MODULES = (
     "feed_forward.w3",
 )
 _BLOCK_TYPES = {kind.name: kind for kind in BLOCKS.values()}
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES = 4 << 20
 
 
 class Source(Protocol):
     """Where weights come from, by Meta's names."""
 
     config: LlamaConfig
+    dtype: torch.dtype  # what numbers come as
+    codes: bool  # whether matrices are mostly codes
 
     def vector(self, name: str) -> Tensor:
         """A norm's weights."""
@@ -85,18 +89,24 @@ def read_network(source: Source, threads: int) -> native.Network:
     return network
 
 
+def in_memory(model: Llama) -> Source:
+    """The weights of a model, which stay where they are."""
+    return _Modules(model)
+
+
 class _Numbers:
     """A folder of Hugging Face's or Meta's, or what of a GGUF file is not quantised."""
 
-    def __init__(self, config: LlamaConfig, weights, dtype: torch.dtype):
-        self.config, self._weights, self._dtype = config, weights, dtype
+    codes = False
+
+    def __init__(self, config: LlamaConfig, weights: Weights, dtype: torch.dtype):
+        self.config, self.dtype, self._weights = config, dtype, weights
 
     def vector(self, name: str) -> Tensor:
         return self._weights.read(hf_name(name)).float()
 
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
-        kind = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
-        made = native.Matrix(kind, *self._weights.shape(hf_name(name)))
+        made = native.Matrix(_kind(self.dtype), *self._weights.shape(hf_name(name)))
         turned = self.config.head_dim if is_rotary(name) else 1
         for start, rows in self._weights.pieces(hf_name(name), turned):
             made.floats(team, to_meta_rows(rows, turned) if turned > 1 else rows, start)
@@ -108,20 +118,17 @@ class _Gguf(_Numbers):
 
     def __init__(self, file: GgufFile, dtype: torch.dtype):
         super().__init__(file.config, file, dtype)
-        self._file = file
+        self.codes = self._type("layers.0.feed_forward.w1.weight").parts is not None
 
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
-        theirs = hf_name(name)
-        kind = _BLOCK_TYPES[self._file.form(theirs)]
+        kind = self._type(name)
         if kind.parts is None:
             return super().matrix(name, team)
-        rows, columns = self._file.shape(theirs)
-        whole = kind.name in ("Q4_0", "Q8_0")
-        step = max(1, (_PIECE_BYTES if whole else _PIECE_BYTES // 8) // (columns // kind.weights * kind.bytes))
-        made = native.Matrix("int4" if kind.name == "Q4_0" else "int8", rows, columns, 32) if whole else None
-        for start in range(0, rows, step):
-            raw = self._file.packed(theirs, start, min(rows, start + step))
-            if whole:
+        rows, columns = self._weights.shape(hf_name(name))
+        as_they_are = {"Q4_0": "int4", "Q8_0": "int8"}.get(kind.name)
+        made = native.Matrix(as_they_are, rows, columns, 32) if as_they_are else None
+        for start, raw in self._raw(name, rows, columns // kind.weights * kind.bytes):
+            if as_they_are:
                 made.blocks(team, raw, start)
                 continue
             packed = packed_from_gguf(kind, raw)
@@ -129,30 +136,59 @@ class _Gguf(_Numbers):
             made.codes(team, packed.codes, packed.scales, packed.offsets, start)
         return made
 
+    def _raw(self, name: str, rows: int, row_bytes: int) -> Iterator[tuple[int, Tensor]]:
+        step = max(1, _PIECE_BYTES // row_bytes)
+        for start in range(0, rows, step):
+            yield start, self._weights.packed(hf_name(name), start, min(rows, start + step))
+
+    def _type(self, name: str) -> BlockType:
+        return _BLOCK_TYPES[self._weights.form(hf_name(name))]
+
 
 class _Quantised:
     """A folder that we quantised."""
 
+    codes = True
+
     def __init__(self, file: QuantisedFile, dtype: torch.dtype):
-        self.config, self._file, self._dtype = file.config, file, dtype
+        self.config, self.dtype, self._file = file.config, dtype, file
 
     def vector(self, name: str) -> Tensor:
-        return self._file.plain(name).float()
+        return self._file.weight(name).float()
 
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
-        weight = self._file.weight(name)
-        return take(weight, team, self._dtype)
+        return _take(self._file.weight(name), team, self.dtype)
 
 
-def take(weight: Tensor | Packed, team: native.Borrowed, dtype: torch.dtype) -> native.Matrix:
+class _Modules:
+    """A model in memory, its matrices numbers or codes."""
+
+    def __init__(self, model: Llama):
+        self.config, self._model = model.config, model
+        self.dtype = model.norm.weight.dtype
+        self.codes = isinstance(model.layers[0].feed_forward.w1, QuantLinear)
+
+    def vector(self, name: str) -> Tensor:
+        return self._model.get_parameter(name)
+
+    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+        module = self._model.get_submodule(name.removesuffix(".weight"))
+        packed = isinstance(module, QuantLinear | QuantEmbedding)
+        return _take(module.matrix.packed if packed else module.weight, team, self.dtype)
+
+
+def _take(weight: Tensor | Packed, team: native.Borrowed, dtype: torch.dtype) -> native.Matrix:
     """A matrix, numbers or codes, in native form; codes in groups that the kernels don't have become numbers."""
     if isinstance(weight, Packed):
         if weight.group_size % 16 == 0:
             made = _empty(weight, len(weight.codes))
             return made.codes(team, weight.codes, weight.scales, weight.offsets)
-        weight = weight.expanded()
-    kind = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    return native.Matrix(kind, *weight.shape).floats(team, weight)
+        weight = dequantise_matrix(weight)
+    return native.Matrix(_kind(dtype), *weight.shape).floats(team, weight)
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
 def _empty(like: Packed, rows: int) -> native.Matrix:

@@ -1,69 +1,76 @@
 """The model in the C++ kernels' hands: the runner that the engine uses on a CPU where the kernels were built.
 
-The whole network, from tokens to logits, is one call into the library. Matrices are taken over one by one, in the form
-that they have: float32, bfloat16, or codes of 8 or 4 bits with their scales; and the model's own copies are dropped on
-the way, so that no more than one matrix is there twice.
+The whole network, from tokens to logits, is one call into the library. What a token gets depends on its own sequence
+alone, bit for bit: not on the batch, nor on how a prompt was cut up.
 
-What a token gets depends on its own sequence alone, bit for bit: not on the batch, nor on how a prompt was cut up.
+`NativeRunner.load` takes a checkpoint in straight from its file, `NativeRunner.of` the weights of a model in memory.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
+from puna.inference.adapters import Adapter
+from puna.inference.intake import Source, in_memory, open_source, read_network
+from puna.inference.pool import cache_blocks
+from puna.inference.scoring import Window
+from puna.inference.spans import Span
 from puna.kernels import native
-from puna.model.llama import Llama, rope_frequencies
-from puna.quant.modules import QuantEmbedding, QuantLinear, QuantMatrix
+from puna.model.llama import Llama
+from puna.model.sizes import LlamaConfig
 
-_CACHE_KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
+_KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float32"}
+_ROWS_AT_ONCE = 1 << 24  # logits: 64 MB
 
 
-def unfit(model: Llama) -> str | None:
-    """Why the kernels cannot run this model here; None if they can."""
+def unfit(config: LlamaConfig) -> str | None:
+    """Why the kernels cannot run a model of this shape here; None if they can."""
     if why := native.why_not():
         return why
-    if model.config.head_dim % 16 or model.config.head_dim > 1024:
-        return f"a head of {model.config.head_dim} is not a multiple of 16"
-    if any(p.device.type != "cpu" for p in model.parameters()):
-        return "the model is not on the CPU"
+    if config.head_dim % 16 or config.head_dim > 1024:
+        return f"a head of {config.head_dim} is not a multiple of 16"
     return None
 
 
 class NativeRunner:
-    """`model` in native form with a cache of `blocks` blocks; `kv` is how keys and values are kept.
-
-    With `consume` the model's own weights are dropped as they are taken over: it cannot be used afterwards.
-    """
+    """A network with its cache. `blocks` or `cache_bytes` say how large, `kv` how keys and values are kept: "model" is
+    the type that the weights are asked in, and bfloat16 for codes; "int8" quarters it."""
 
     block_tokens = native.BLOCK_TOKENS
 
     def __init__(
-        self, model: Llama, blocks: int, *, threads: int, kv: torch.dtype = torch.float32, consume: bool = False
+        self,
+        source: Source,
+        *,
+        threads: int,
+        kv: str = "model",
+        blocks: int | None = None,
+        cache_bytes: int | None = None,
     ):
-        c = self.config = model.config
-        self.blocks = blocks
-        sizes = (c.n_layers, c.dim, c.ffn_dim, c.n_heads, c.n_kv_heads, c.head_dim, c.vocab_size)
-        self.network = native.Network(sizes, c.norm_eps, rope_frequencies(c), threads)
-        _fill(self.network, model, consume)
-        self.cache = native.Cache(_CACHE_KINDS[kv], c.n_layers, blocks, c.n_kv_heads, c.head_dim)
+        c = self.config = source.config
+        self.network = read_network(source, threads)
+        self._kind = "int8" if kv == "int8" else "bfloat16" if source.codes else _KINDS[source.dtype]
+        self.blocks = blocks or cache_blocks(c, self._new_cache(1).block_bytes, cache_bytes)
+        self.cache = self._new_cache(self.blocks)
+        self._scoring: native.Cache | None = None
 
-    @property
-    def team(self) -> native.Borrowed:
-        """Its threads, for other kernels between two passes."""
-        return self.network.team
+    @classmethod
+    def load(cls, path: Path, *, dtype: torch.dtype = torch.float32, **settings: object) -> "NativeRunner":
+        """The runner for the checkpoint at `path`, of any format. Raises `ArtifactError`."""
+        with open_source(Path(path), dtype) as source:
+            return cls(source, **settings)
 
-    def forward(self, spans: Sequence["Span"], *, hidden: bool = False) -> Tensor:  # noqa: F821
-        """Logits (sum of wanted, V) float32 after the last wanted tokens of each span; see `spans.Runner`."""
-        facts, blocks, tokens = [], [], []
-        for span in spans:
-            adapter = -1 if span.adapter is None else span.adapter
-            facts.append((len(span.tokens), span.start, span.wanted, adapter, len(blocks)))
-            blocks += span.blocks
-            tokens += span.tokens
-        table = torch.tensor(facts, dtype=torch.int64).T.contiguous()
-        ids = torch.tensor(tokens, dtype=torch.int32)
-        return self.network.forward(self.cache, ids, table, torch.tensor(blocks, dtype=torch.int32), hidden=hidden)
+    @classmethod
+    def of(cls, model: Llama, **settings: object) -> "NativeRunner":
+        """The runner for a model in memory, which stays as it is."""
+        return cls(in_memory(model), **settings)
+
+    def forward(self, spans: Sequence[Span]) -> Tensor:
+        """Logits (sum of wanted, V) float32; see `spans.Runner`."""
+        return self._forward(spans, self.cache)
 
     def copy_block(self, source: int, target: int) -> None:
         self.cache.copy(source, target)
@@ -72,42 +79,48 @@ class NativeRunner:
         """Nothing of the cache is needed any more: its memory goes back to the system."""
         self.cache.forget()
 
+    def add_adapter(self, adapter: Adapter) -> int:
+        """A LoRA adapter that spans may ask for; returns its index."""
+        index = self.network.adapter()
+        for name, (down, up) in adapter.factors.items():
+            _, layer, module = name.split(".", 2)
+            self.network.adapt(index, int(layer), module.rpartition(".")[2], down, up)
+        return index
 
-def _fill(network: native.Network, model: Llama, consume: bool) -> None:
-    take = _Taker(network.team, consume)
-    embedding = take(model.tok_embeddings)
-    for index, layer in enumerate(model.layers):
-        attention, feed = layer.attention, layer.feed_forward
-        modules = (attention.wq, attention.wk, attention.wv, attention.wo, feed.w1, feed.w2, feed.w3)
-        matrices = [take(module) for module in modules]
-        network.layer(index, matrices, layer.attention_norm.weight, layer.ffn_norm.weight)
-    output = embedding if model.config.tied else take(model.output)
-    network.ends(embedding, output, model.norm.weight)
+    def log_likelihoods(self, windows: Sequence[Window], vocab_size: int) -> list[float]:
+        """The sum of log p of each window's last tokens, in nats; in a cache of its own."""
+        step = max(1, _ROWS_AT_ONCE // self.config.vocab_size)
+        sums = []
+        for window in windows:
+            needed = -(-len(window.tokens) // self.block_tokens)
+            if self._scoring is None or self._scoring.blocks < needed:
+                self._scoring = self._new_cache(max(needed, 64))
+            read, total = len(window.tokens) - 1, 0.0  # the last token is predicted, not read
+            begin = read - window.scored
+            cuts = [0, *range(begin, read, step), read] if begin else [*range(0, read, step), read]
+            for start, end in zip(cuts, cuts[1:]):
+                wanted = end - max(start, begin)
+                span = Span(window.tokens[start:end], start, list(range(needed)), max(0, wanted))
+                logits = self._forward([span], self._scoring)
+                if len(logits):
+                    targets = torch.tensor(window.tokens[end - len(logits) + 1 : end + 1])
+                    total -= float(F.cross_entropy(logits[:, :vocab_size], targets, reduction="none").double().sum())
+            sums.append(total)
+        if self._scoring is not None:
+            self._scoring.forget()
+        return sums
 
+    def _new_cache(self, blocks: int) -> native.Cache:
+        c = self.config
+        return native.Cache(self._kind, c.n_layers, blocks, c.n_kv_heads, c.head_dim)
 
-class _Taker:
-    """Makes native matrices of modules."""
-
-    def __init__(self, team: native.Borrowed, consume: bool):
-        self.team, self.consume = team, consume
-
-    def __call__(self, module: nn.Module) -> native.Matrix:
-        if isinstance(module, QuantLinear | QuantEmbedding):
-            return self._quantised(module.matrix)
-        weight = module.weight
-        kind = "bfloat16" if weight.dtype == torch.bfloat16 else "float32"
-        matrix = native.Matrix(kind, *weight.shape).floats(self.team, weight)
-        if self.consume:
-            weight.data = torch.empty(0, dtype=weight.dtype)
-        return matrix
-
-    def _quantised(self, source: QuantMatrix) -> native.Matrix:
-        columns, bits, group = source.form
-        if group % 16:  # not a form that the kernels have: numbers instead
-            weight = source.expanded()
-            return native.Matrix("float32", *weight.shape).floats(self.team, weight)
-        matrix = native.Matrix(f"int{bits}", len(source.codes), columns, group)
-        matrix.codes(self.team, source.codes, source.scales)
-        if self.consume:
-            source.codes = source.scales = torch.empty(0)
-        return matrix
+    def _forward(self, spans: Sequence[Span], cache: native.Cache) -> Tensor:
+        facts, blocks, tokens = [], [], []
+        for span in spans:
+            adapter = -1 if span.adapter is None else span.adapter
+            facts.append((len(span.tokens), span.start, span.wanted, adapter, len(blocks)))
+            blocks += span.blocks
+            tokens += span.tokens
+        table = torch.tensor(facts, dtype=torch.int64).T.contiguous()
+        ids = torch.tensor(tokens, dtype=torch.int32)
+        return self.network.forward(cache, ids, table, torch.tensor(blocks, dtype=torch.int32))
