@@ -50,8 +50,10 @@ def open_checkpoint(path: Path) -> Iterator[Opened]:
         with MetaFiles(path) as files:
             yield Opened(kind=kind, config=files.config, weights=files, notes=tuple(files.notes))
     else:
+        config = load_config(path)
         with WeightFiles(path) as files:
-            yield Opened(kind=kind, config=load_config(path), weights=files)
+            files.expect_llama(config)
+            yield Opened(kind=kind, config=config, weights=files)
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
