@@ -73,5 +73,7 @@ def checkpoint_tokenizer(path: Path) -> AnyTokenizer:
         vocabulary = file.vocabulary()
     if vocabulary.model != "llama":
         return to_tokenizer(vocabulary, path)
+    if not len(vocabulary.tokens) == len(vocabulary.scores) == len(vocabulary.types):
+        raise ArtifactError(f"{path}: the pieces have no scores, or no types", hint="convert the model again")
     pieces = zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True)
     return SentencePieceTokenizer([Piece(text, score, Kind(kind)) for text, score, kind in pieces], where=str(path))

@@ -138,7 +138,9 @@ def _check_places(path: Path, entries: Mapping[str, TensorEntry], data: int, siz
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].bytes)):
         if entry.begin != end:
             between = f"after {shown(before)}" if before else "after the header"
-            fault = f"overlaps {shown(before)}" if entry.begin < end else f"leaves {entry.begin - end:,} bytes {between}"
+            fault = (
+                f"overlaps {shown(before)}" if entry.begin < end else f"leaves {entry.begin - end:,} bytes {between}"
+            )
             raise ArtifactError(f"{path}: tensor {shown(name)} {fault}", hint=_HINT)
         end, before = entry.begin + entry.bytes, name
     if end > size:
