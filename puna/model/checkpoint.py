@@ -285,7 +285,7 @@ def _parse_config(data: Mapping[str, Any], file: Path) -> LlamaConfig:
             ffn_dim=data["intermediate_size"],
             vocab_size=data["vocab_size"],
             context=data["max_position_embeddings"],
-            norm_eps=data.get("rms_norm_eps", 1e-6),
+            norm_eps=_real(data, "rms_norm_eps", 1e-6),
             tied=data.get("tie_word_embeddings", False),
             **_parse_rope(data, file),
         )
@@ -299,8 +299,7 @@ def _parse_rope(data: Mapping[str, Any], file: Path) -> dict[str, Any]:
     settings = data.get("rope_parameters") or data.get("rope_scaling") or {}
     if not isinstance(settings, dict):
         raise TypeError(f"rotary positions are given as {shown(settings)}")
-    theta = _given(settings, "rope_theta", _given(data, "rope_theta", 10_000.0))
-    theta = float(theta) if type(theta) is int else theta
+    theta = _real(settings, "rope_theta", _real(data, "rope_theta", 10_000.0))
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind == "default":
         return {"rope_theta": theta}
@@ -308,9 +307,9 @@ def _parse_rope(data: Mapping[str, Any], file: Path) -> dict[str, Any]:
         hint = "rotary positions can be plain ('default') or Llama 3.1's ('llama3')"
         raise ArtifactError(f"{file}: rotary scaling {shown(kind)} is not a Llama's", hint=hint)
     scaling = RopeScaling(
-        factor=settings["factor"],
-        low_freq_factor=settings["low_freq_factor"],
-        high_freq_factor=settings["high_freq_factor"],
+        factor=_real(settings, "factor"),
+        low_freq_factor=_real(settings, "low_freq_factor"),
+        high_freq_factor=_real(settings, "high_freq_factor"),
         original_context=settings["original_max_position_embeddings"],
     )
     return {"rope_theta": theta, "rope_scaling": scaling}
@@ -319,6 +318,12 @@ def _parse_rope(data: Mapping[str, Any], file: Path) -> dict[str, Any]:
 def _given(data: Mapping[str, Any], key: str, default: Any) -> Any:
     """What `data` says, unless it says null; a zero is said."""
     return default if data.get(key) is None else data[key]
+
+
+def _real(data: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """A number that may be written as a whole one."""
+    value = data[key] if default is None else _given(data, key, default)
+    return float(value) if type(value) is int else value
 
 
 def _hf_tensors(model: Llama, dtype: torch.dtype) -> dict[str, Pending]:

@@ -31,6 +31,8 @@ class RopeScaling:
     def __post_init__(self) -> None:
         for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
             _positive(name, getattr(self, name))
+        require(type(self.original_context) is int, f"original_context={self.original_context} must be a whole number")
+        require(self.original_context <= MOST, f"original_context={self.original_context:,} must be at most {MOST:,}")
         low, high = self.low_freq_factor, self.high_freq_factor
         require(low < high, f"low_freq_factor={low} must be below high_freq_factor={high}")
 
