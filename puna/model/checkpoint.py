@@ -14,6 +14,7 @@ the released Llamas have them (`rope_theta` beside `rope_scaling`) and read in t
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,8 +36,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 QUANTISED = "puna_quantisation"  # the block of config.json that says how weights were made smaller
+_SHARD = re.compile(r"[\w. +-]{1,200}\.safetensors")  # the name of a file beside the index, and no path
 _MOST_JSON_BYTES = 16 << 20  # of a file that describes a model; the index of the 405B model has 0.1 million
 _PIECE_BYTES = 16 << 20  # read at a time: what loading needs beside the model itself
+_FORMS = ("F32", "BF16", "F16", "F64")
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _INDEX_HINT = "the files and their index do not belong together: fetch the model again"
 _FOLDER_HINT = "give a folder with config.json and model.safetensors: a checkpoint of ours or of Hugging Face"
@@ -157,6 +160,10 @@ class WeightFiles:
         """Raises `ArtifactError` unless these are the weights of a Llama of this shape."""
         self.expect_depth(config)
         self.expect({hf_name(name): shape for name, shape in config.shapes().items()})
+        whole = min((name for name in self._home if self.form(name) not in _FORMS), default=None)
+        if whole is not None:
+            what = f"{self._home[whole].path}: {shown(whole)} is of type {self.form(whole)}"
+            raise ArtifactError(what, hint=f"the weights of a Llama are of type {', '.join(_FORMS)}")
 
     def expect_depth(self, config: LlamaConfig) -> None:
         """Raises `ArtifactError` if `config` claims more layers than there are tensors: nothing is made of such a claim."""
@@ -346,7 +353,7 @@ def _weight_files(path: Path) -> dict[str, set[str]]:
         raise ArtifactError(f"{path / INDEX} has no usable weight_map", hint="fetch the file again")
     found: dict[str, set[str]] = {}
     for tensor, name in sorted(listed.items()):
-        if not isinstance(name, str) or name != os.path.basename(name) or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
             what = f"has no usable weight_map: {shown(name)} is not the name of a file beside it"
             raise ArtifactError(f"{path / INDEX} {what}", hint="fetch the file again")
         found.setdefault(name, set()).add(tensor)
