@@ -15,7 +15,7 @@ MOST = 1 << 31  # of any size of a model: no Llama comes near, and what is compu
 
 
 def _positive(name: str, value: object) -> None:
-    real = type(value) in (int, float) and 0 < value < 1e30  # a NaN is not between
+    real = type(value) in (int, float) and 1e-30 < value < 1e30  # a NaN is not between
     require(real, f"{name}={shown(value)} must be a number above 0")
 
 

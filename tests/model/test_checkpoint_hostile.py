@@ -4,12 +4,14 @@
 checkpoints, 200 cut files, 1,400 files with a flipped byte, and 150 inputs for each target of `benchmarks/fuzz.py`.
 """
 
+import dataclasses
 import importlib
 import json
 import os
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,9 @@ import torch
 from broken import BROKEN, SHARDS, read, sound
 
 from puna.errors import ArtifactError
+from puna.model.gguf import write_gguf
+from puna.model.gguf.format import Container
+from puna.model.opening import checkpoint_tokenizer, load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -150,3 +155,35 @@ def test_the_fuzzer_notices_a_crash_and_a_silent_reader(tmp_path, fuzz):
 
     object.__setattr__(trial.target, "use", fails)
     assert "KeyError" in trial.attempt("config.json", b"{}") and trial.crashed == 1
+
+
+VOCABULARIES = {
+    "a type that no piece has": {"types": [77] * 544},
+    "types that are no whole numbers": {"types": [1.5] * 544},
+    "a score that is no number": {"scores": [float("nan")] * 544},
+    "no scores": {"scores": []},
+    "no types": {"types": []},
+}
+
+
+@pytest.mark.parametrize("what", VOCABULARIES)
+def test_pieces_in_a_gguf_file_that_contradict_themselves_are_refused(tmp_path, fuzz, what):
+    vocabulary = dataclasses.replace(fuzz._llama2_vocabulary(), **VOCABULARIES[what])
+    write_gguf(fuzz._model(), vocabulary, tmp_path / "a.gguf", "F32")
+    with pytest.raises(ArtifactError, match=r"a\.gguf: .*(holds what is none|no scores, or no types)"):
+        checkpoint_tokenizer(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize(
+    "divisors", [[0.5, 1, 1, 1], [1e30] * 4, [1, 1, 1, 1e-30], [3.4e38, 1, 1, 2], [1e-38] * 4, [1.5, 2, 1, 8]]
+)
+def test_frequency_divisors_that_no_scaling_gives_are_refused(tmp_path, fuzz, divisors):
+    path = tmp_path / "a.gguf"
+    write_gguf(fuzz._model(), fuzz._byte_level(), path, "F32")
+    with Container(path) as file:
+        begin = file.tensors["rope_freqs.weight"].begin
+    data = bytearray(path.read_bytes())
+    data[begin : begin + 16] = struct.pack("<4f", *divisors)
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"rope_freqs\.weight is not Llama 3\.1's scaling"):
+        load_checkpoint(path)
