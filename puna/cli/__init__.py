@@ -8,6 +8,7 @@ import argparse
 import errno
 import importlib
 import inspect
+import io
 import json
 import os
 import sys
@@ -47,6 +48,8 @@ STAGES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code. Installed as `puna`."""
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files are bytes, and not always text
     try:
         return options.command(options) or 0
     except PunaError as error:
@@ -58,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except MemoryError:
+        print("error: there is not enough memory\nhint: give a smaller model, or close other programs", file=sys.stderr)
+        return 6
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -69,7 +75,12 @@ _DISK = {
     errno.ENOSPC: "free some space, then run the same command again: it continues where it was",
     errno.EDQUOT: "free some of your quota, then run the same command again: it continues where it was",
     errno.EROFS: "the disk is read-only: choose another place with out=PATH",
-    errno.EACCES: "you may not write there: choose another place with out=PATH",
+    errno.EFBIG: "files of this size are not allowed there: choose another place, or raise the limit (ulimit -f)",
+    errno.ENOENT: "check the spelling",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EISDIR: "a folder is in the way: choose another place",
+    errno.EIO: "the disk does not answer: look at the system's messages",
+    errno.EACCES: "you may not read or write there: choose another place, or change the permissions",
     errno.ENOTDIR: "a file is in the way: choose another place with out=PATH",
     errno.EEXIST: "a file is in the way: choose another place with out=PATH",
     errno.EPERM: "you may not write there: choose another place with out=PATH",

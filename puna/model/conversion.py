@@ -11,6 +11,8 @@ written anew from the same vocabulary; its ids never change. The result appears 
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -54,40 +56,37 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
     tokenizer = _tokenizer_of(source)
     # Quantised kinds are made from what the source holds exactly; bfloat16 would be rounded twice.
     model = load_checkpoint(source, DTYPES.get(form, torch.float32))
-    if to == "gguf":
-        write_gguf(model, _vocabulary(source, tokenizer), out, form)
-        return
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+    with _taking_its_name(out) as made, tempfile.TemporaryDirectory() as scratch:
+        if to == "gguf":
+            write_gguf(model, _vocabulary(source, tokenizer), made, form)
+            return
         ours = None
         if isinstance(tokenizer, Tokenizer):
             ours = Path(scratch)
             write_ranks(ours / MODEL_FILE, tokenizer.ranks)
         if to == "meta":
-            write_meta(model, ours, folder, shards=shards)
+            write_meta(model, ours, made, shards=shards)
         else:
-            save_model(model, ours, folder)
+            save_model(model, ours, made)
         if ours is None and source.is_dir():
-            _copy_tokenizer(source, folder)
+            _copy_tokenizer(source, made)
 
 
-class replacing_folder:
-    """A folder to write into that takes its name when all is well, and vanishes otherwise."""
+@contextmanager
+def _taking_its_name(out: Path) -> Iterator[Path]:
+    """A path to write a file or a folder to, which becomes `out` when all is well, and vanishes otherwise.
 
-    def __init__(self, out: Path):
-        self.out = out
-        self.folder = out.with_name(f".{out.name}.partial")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        return self.folder
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.folder.rename(self.out)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+    It lies in a hidden folder beside `out`; what a kill leaves there, the next attempt removes.
+    """
+    hidden = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir()
+    try:
+        yield hidden / out.name
+        (hidden / out.name).rename(out)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _form_of(source: Path) -> str:

@@ -50,8 +50,10 @@ def open_checkpoint(path: Path) -> Iterator[Opened]:
         with MetaFiles(path) as files:
             yield Opened(kind=kind, config=files.config, weights=files, notes=tuple(files.notes))
     else:
+        config = load_config(path)
         with WeightFiles(path) as files:
-            yield Opened(kind=kind, config=load_config(path), weights=files)
+            files.expect_llama(config)
+            yield Opened(kind=kind, config=config, weights=files)
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
@@ -71,5 +73,7 @@ def checkpoint_tokenizer(path: Path) -> AnyTokenizer:
         vocabulary = file.vocabulary()
     if vocabulary.model != "llama":
         return to_tokenizer(vocabulary, path)
+    if not len(vocabulary.tokens) == len(vocabulary.scores) == len(vocabulary.types):
+        raise ArtifactError(f"{path}: the pieces have no scores, or no types", hint="convert the model again")
     pieces = zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True)
     return SentencePieceTokenizer([Piece(text, score, Kind(kind)) for text, score, kind in pieces], where=str(path))

@@ -10,9 +10,11 @@ of it. Tokens that were added to a SentencePiece vocabulary afterwards stand in 
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
+from puna.artifacts import open_regular
 from puna.errors import ArtifactError
 from puna.tokenizer.bpe import MODEL_FILE, Tokenizer, read_bounded, read_ranks
 from puna.tokenizer.hugging_face import JSON_FILE, read_tokenizer_json
@@ -31,10 +33,10 @@ def load_tokenizer(path: Path) -> AnyTokenizer:
     Raises `ArtifactError` if there is none, or if it is damaged or of a kind whose ids would not be exact.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.lexists(path) and not path.is_dir():
         return _from_file(path, [])
     for name in (MODEL_FILE, JSON_FILE):
-        if (path / name).is_file():
+        if os.path.lexists(path / name):
             return _from_file(path / name, [path / _ADDED_FILE, path / _CONFIG_FILE])
     what = "has no tokenizer" if path.is_dir() else "does not exist"
     others = sorted(p.name for p in path.glob("*") if "token" in p.name or "vocab" in p.name) if path.is_dir() else []
@@ -46,7 +48,7 @@ def load_tokenizer(path: Path) -> AnyTokenizer:
 
 
 def _from_file(path: Path, beside: list[Path]) -> AnyTokenizer:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(4096)
     if start.lstrip()[:1] == b"{":
         return read_tokenizer_json(path)
@@ -66,7 +68,7 @@ def _added_beside(files: list[Path]) -> dict[str, int]:
     """Name -> id of the tokens that files beside a vocabulary add or repeat."""
     added: dict[str, int] = {}
     for file in files:
-        if not file.is_file():
+        if not os.path.lexists(file):
             continue
         try:
             data = json.loads(read_bounded(file))
@@ -74,7 +76,9 @@ def _added_beside(files: list[Path]) -> dict[str, int]:
             if any(not isinstance(name, str) or type(id) is not int for name, id in found.items()):
                 raise ValueError("a token has no name and number")
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-            raise ArtifactError(f"{file} does not list added tokens: {error}", hint="fetch the file again") from None
+            raise ArtifactError(
+                f"{file} does not list added tokens: {str(error)[:200]}", hint="fetch the file again"
+            ) from None
         added |= found
     return added
 

@@ -34,7 +34,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from puna.errors import ArtifactError, PunaError
+from puna.errors import ArtifactError, PunaError, shown
 from puna.tokenizer.bpe import as_unicode, outside, read_bounded
 from puna.tokenizer.merging import merge
 from puna.tokenizer.protobuf import Wire, WireError, read_message
@@ -222,7 +222,7 @@ def _sorted_out(pieces: Sequence[Piece], where: str) -> _Sorted:
         if kind == Kind.UNUSED:
             continue
         if not text or text in seen or as_unicode(text) != text:
-            fault = f"is {text!r}, which " + ("was there before" if text in seen else "is no text")
+            fault = f"is {shown(text)}, which " + ("was there before" if text in seen else "is no text")
             raise ArtifactError(f"{where}: piece {id} {fault}", hint=_HINT)
         seen.add(text)
         if kind == Kind.BYTE:
@@ -233,7 +233,7 @@ def _sorted_out(pieces: Sequence[Piece], where: str) -> _Sorted:
     wrong = next((n for n in bytes_found if n not in names), next((n for n in names if n not in bytes_found), None))
     if bytes_found and wrong:
         raise ArtifactError(
-            f"{where}: of the byte pieces, {wrong!r} is missing or spelled otherwise",
+            f"{where}: of the byte pieces, {shown(wrong)} is missing or spelled otherwise",
             hint="there must be all of <0x00> to <0xFF>, or none",
         )
     unknown = [id for id, piece in enumerate(pieces) if piece.kind == Kind.UNKNOWN]
@@ -268,7 +268,7 @@ def _by_merges(merges: Sequence[tuple[str, str]], pieces: Sequence[Piece], where
     for rank, (left, right) in enumerate(merges):
         if (left, right) in ranks or not {left, right, left + right} <= normal:
             fault = "was given before" if (left, right) in ranks else "joins or gives what is no ordinary piece"
-            raise ArtifactError(f"{where}: merge {rank} ({left!r} and {right!r}) {fault}", hint=_HINT)
+            raise ArtifactError(f"{where}: merge {rank} ({shown(left)} and {shown(right)}) {fault}", hint=_HINT)
         ranks[left, right] = rank
     return lambda left, right: ranks.get((left, right))
 
@@ -349,7 +349,7 @@ def _further(pieces: Sequence[Piece], added: Mapping[str, int], path: Path) -> l
     for place, (id, name) in enumerate(further, len(pieces)):
         if id != place:
             raise ArtifactError(
-                f"{path} has {len(pieces):,} pieces; {name!r} was added as {id}, where {place} would follow",
+                f"{path} has {len(pieces):,} pieces; {shown(name)} was added as {shown(id)}, where {place} would follow",
                 hint="are the files beside it another model's? give the path of the file alone to read it without them",
             )
     return [Piece(name, 0.0, Kind.CONTROL) for _, name in further]
