@@ -44,6 +44,8 @@ MOST_PIECES = 1 << 19
 MOST_USER_DEFINED = 10_000
 _REMEMBERED_WORDS = 1 << 16
 _REMEMBERED_LENGTH = 40  # characters; longer words rarely come again
+_EACH_BYTE = "puna-each-byte"
+codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd", error.start + 1))
 _HINT = "give the tokenizer.model of a Llama 1 or 2, or of a model trained from one; if it is one, fetch it again"
 
 
@@ -77,6 +79,8 @@ class SentencePieceTokenizer:
     `bos`, `eos`, `unk` and `pad` (eos, where there is no `<pad>`) are ids; `stop_ids` end generation. Raises
     `ArtifactError` for a vocabulary that contradicts itself.
     """
+
+    errors = _EACH_BYTE  # the codec's way with bytes that are no UTF-8
 
     def __init__(
         self,
@@ -139,6 +143,13 @@ class SentencePieceTokenizer:
         text = as_unicode(text).replace(" ", SPACE)
         if text and (self._prefix == "always" or (self._prefix == "unless_space" and text[0] != SPACE)):
             text = SPACE + text
+        return self._encode(text)
+
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of a text that goes on from another: no space is put before it."""
+        return self._encode(as_unicode(text).replace(" ", SPACE))
+
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for number, part in enumerate(self._whole.split(text) if self._whole else [text]):
             if number % 2:  # what the pattern matched
@@ -174,6 +185,10 @@ class SentencePieceTokenizer:
         """
         return b"".join(self._spelled(id) for id in ids)
 
+    def first_bytes(self, id: int) -> bytes:
+        """The bytes of a token that begins a text: without the space that `encode` adds."""
+        return self._spelled(id) if id in self._byte_of else self.decode([id]).encode()
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without the space that `encode` adds; each byte that is no UTF-8 becomes U+FFFD."""
         parts: list[str] = []
@@ -202,8 +217,6 @@ class SentencePieceTokenizer:
 
 
 _WORD = f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"
-_EACH_BYTE = "puna-each-byte"
-codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd", error.start + 1))
 
 
 class _Sorted(NamedTuple):
