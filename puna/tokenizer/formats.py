@@ -44,6 +44,7 @@ FORMATS: dict[str, str] = {
     "llama2": "Llama 2's, [INST] and [/INST], without tools",
     "raw": "none: what is said is continued as a text, for base models",
 }
+NONE = "none"  # of a base model; not to be chosen, since nothing can be said in it
 
 
 class Reader(Protocol):
@@ -239,7 +240,7 @@ class NoFormat(_Toolless):
     """A base model that was never taught to converse; it completes texts, and a dialog is refused."""
 
     tokenizer: AnyTokenizer
-    name: str = "none"
+    name: str = NONE
     continues: bool = True
 
     def render(self, dialog: Dialog, *, answer: bool = True) -> Rendered:
@@ -273,7 +274,7 @@ def dialog_format(tokenizer: AnyTokenizer, name: str = "", signs: Signs = Signs(
     Raises `ConfigError` for a name that is none, and for a format that the vocabulary has no tokens for.
     """
     name = name or likely(tokenizer, signs)
-    if name not in (*FORMATS, "none"):
+    if name not in (*FORMATS, NONE):
         near = difflib.get_close_matches(name, FORMATS, n=1)
         start = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"{name!r} is not a dialog format", hint=f"{start}they are {', '.join(FORMATS)}")
@@ -305,12 +306,12 @@ def likely(tokenizer: AnyTokenizer, signs: Signs = Signs()) -> str:
     template = signs.template
     if isinstance(tokenizer, SentencePieceTokenizer):
         if template:
-            return "llama2" if "[INST]" in template else "none"
-        return "none" if 0 < signs.context <= _LLAMA_1_CONTEXT else "llama2"
+            return "llama2" if "[INST]" in template else NONE
+        return NONE if 0 < signs.context <= _LLAMA_1_CONTEXT else "llama2"
     if "Cutting Knowledge Date" in template:
         return "huggingface"
     if template and "<|start_header_id|>" not in template:
-        return "none"
+        return NONE
     if "<|python_tag|>" in template:
         return "meta"  # our own export's
     released = signs.outputs == _LLAMA_3_OUTPUTS
