@@ -24,7 +24,7 @@ from puna.model.inspect import Weights
 from puna.model.llama import Llama
 from puna.model.meta import MetaFiles, load_meta
 from puna.model.sizes import LlamaConfig
-from puna.tokenizer.bpe import read_bounded
+from puna.tokenizer.carry import chat_template
 from puna.tokenizer.formats import DialogFormat, Signs, dialog_format
 from puna.tokenizer.load import AnyTokenizer, load_tokenizer
 from puna.tokenizer.sentencepiece import Kind, Piece, SentencePieceTokenizer
@@ -103,7 +103,7 @@ def _signs(path: Path) -> Signs:
         with MetaFiles(path) as files:
             config = files.config
     else:
-        config, template = load_config(path), _chat_template(path)
+        config, template = load_config(path), chat_template(path)
         title = read_json(path, CONFIG).get("_name_or_path")
     return Signs(
         context=config.context,
@@ -112,16 +112,3 @@ def _signs(path: Path) -> Signs:
         template=template,
         title=title if isinstance(title, str) else "",
     )
-
-
-def _chat_template(path: Path) -> str:
-    """The text of the chat template in a folder of Hugging Face's; the default one, of several; empty if it has none."""
-    if (path / "chat_template.jinja").is_file():
-        return read_bounded(path / "chat_template.jinja").decode(errors="replace")
-    if not (path / "tokenizer_config.json").is_file():
-        return ""
-    found = read_json(path, "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else ""

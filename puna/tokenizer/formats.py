@@ -30,6 +30,7 @@ from puna.tokenizer.bpe import SPECIALS, Tokenizer
 from puna.tokenizer.call_stream import Event, MessageStream
 from puna.tokenizer.chat_template import HuggingFace, Version
 from puna.tokenizer.dialog import Rendered, TokenClass
+from puna.tokenizer.export import CHAT_TEMPLATE
 from puna.tokenizer.load import AnyTokenizer
 from puna.tokenizer.sentencepiece import SentencePieceTokenizer
 from puna.tokenizer.tools_prompt import system_prompt
@@ -303,7 +304,7 @@ def likely(tokenizer: AnyTokenizer, signs: Signs = Signs()) -> str:
     is Llama 2. Among Llama 3s, the released shape without stretched positions is 3.0, stretched 32 times it is 3.2.
     Base and chat models of one release look alike, and get the chat format.
     """
-    template = signs.template
+    template = "" if signs.template == CHAT_TEMPLATE else signs.template  # ours is written for any model
     if isinstance(tokenizer, SentencePieceTokenizer):
         if template:
             return "llama2" if "[INST]" in template else NONE
@@ -312,8 +313,6 @@ def likely(tokenizer: AnyTokenizer, signs: Signs = Signs()) -> str:
         return "huggingface"
     if template and "<|start_header_id|>" not in template:
         return NONE
-    if "<|python_tag|>" in template:
-        return "meta"  # our own export's
     released = signs.outputs == _LLAMA_3_OUTPUTS
     if _python_tag_absent(tokenizer) or (released and not signs.rope_factor):
         return "llama3"
