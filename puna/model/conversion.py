@@ -29,6 +29,7 @@ from puna.tokenizer.bpe import MODEL_FILE, SPECIALS, Tokenizer, write_ranks
 from puna.tokenizer.carry import FILES, TEMPLATE_FILE, carry, chat_template, has_tokenizer
 from puna.tokenizer.export import CHAT_TEMPLATE
 from puna.tokenizer.load import AnyTokenizer
+from puna.tokenizer.sentencepiece import Kind, Piece
 
 Target = Literal["huggingface", "meta", "gguf"]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -110,11 +111,13 @@ def _vocabulary(source: Path, tokenizer: AnyTokenizer | None, size: int) -> Voca
     if isinstance(tokenizer, Tokenizer):
         vocabulary = from_tokenizer(tokenizer, size)
         return replace(vocabulary, chat_template=template or vocabulary.chat_template)
+    spare = (Piece(f"[PAD{id}]", 0.0, Kind.UNUSED) for id in range(tokenizer.vocab_size, size))
+    pieces = [*tokenizer.pieces, *spare]
     return Vocabulary(
         model="llama",
-        tokens=[piece.text for piece in tokenizer.pieces],
-        scores=[piece.score for piece in tokenizer.pieces],
-        types=[int(piece.kind) for piece in tokenizer.pieces],
+        tokens=[piece.text for piece in pieces],
+        scores=[piece.score for piece in pieces],
+        types=[int(piece.kind) for piece in pieces],
         ids={"bos": tokenizer.bos, "eos": tokenizer.eos, "unknown": tokenizer.unk},
         add_bos=True,
         chat_template=template or None,

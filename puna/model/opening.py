@@ -101,13 +101,13 @@ def _signs(path: Path) -> Signs:
             title = file.settings.get("general.name")
     elif kind == "meta":
         with MetaFiles(path) as files:
-            config = files.config
+            config, template = files.config, chat_template(path)
     else:
         config, template = load_config(path), chat_template(path)
         title = read_json(path, CONFIG).get("_name_or_path")
     return Signs(
         context=config.context,
-        outputs=config.vocab_size,
+        outputs=0 if kind == "puna" else config.vocab_size,  # what was trained here is of no release
         rope_factor=config.rope_scaling.factor if config.rope_scaling else 0.0,
         template=template,
         title=title if isinstance(title, str) else "",
