@@ -44,6 +44,11 @@ STAGES = {
     "write_report": "puna.evaluation.report",
 }
 
+DIALOG_HELP = (
+    "how the model is spoken to: meta, huggingface, function, pythonic, llama3, llama2, or raw, which continues what is "
+    "typed (default: as the checkpoint says)"
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code. Installed as `puna`."""
@@ -185,6 +190,7 @@ In the chat: /help lists the commands, Ctrl-C stops an answer, /bye leaves.""",
     sub.add_argument("--max-tokens", default="1024", help="longest answer, in tokens")
     sub.add_argument("--seed", default="random", help="a number makes answers repeatable")
     sub.add_argument("--no-tools", action="store_true", help="do not let the model use the run's tools")
+    sub.add_argument("--dialog", default="", metavar="FORMAT", help=DIALOG_HELP)
     sub.add_argument("--threads", type=int, default=None)
 
 
@@ -197,7 +203,8 @@ def _chat(options: argparse.Namespace) -> int:
         temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed
     )
     tools = () if options.no_tools else Companion.read(options.path).tools()
-    return chat_command(path, chosen, name=options.path.resolve().name, tools=tools, threads=options.threads)
+    name = options.path.resolve().name
+    return chat_command(path, chosen, name=name, tools=tools, threads=options.threads, dialog=options.dialog)
 
 
 def _add_serve(commands: Any) -> None:
@@ -218,6 +225,7 @@ Then, with the official client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_
     sub.add_argument("--api-key", default=None, help="required from every client, if given")
     sub.add_argument("--name", default="", help="what clients call the model (default: the folder's name)")
     sub.add_argument("--no-tools", action="store_true", help="do not let the page's model use the run's tools")
+    sub.add_argument("--dialog", default="", metavar="FORMAT", help=DIALOG_HELP)
     sub.add_argument("--threads", type=int, default=None)
 
 
@@ -235,6 +243,7 @@ def _serve(options: argparse.Namespace) -> int:
         examples=companion.examples,
         tools=() if options.no_tools else companion.tools(),
         threads=options.threads,
+        dialog=options.dialog,
     )
     return 0
 

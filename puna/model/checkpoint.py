@@ -29,8 +29,8 @@ from puna.model.convert import hf_name, is_rotary, to_hf_rows, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig, RopeScaling
 from puna.model.tensorfile import NAMES, Pending, TensorFile, row_pieces, unique_keys, write_tensors
-from puna.tokenizer.bpe import MODEL_FILE, Tokenizer, write_ranks
-from puna.tokenizer.export import write_hugging_face
+from puna.tokenizer.carry import carry
+from puna.tokenizer.load import AnyTokenizer, load_tokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,13 +45,15 @@ _INDEX_HINT = "the files and their index do not belong together: fetch the model
 _FOLDER_HINT = "give a folder with config.json and model.safetensors: a checkpoint of ours or of Hugging Face"
 
 
-def save_model(model: Llama, tokenizer_dir: Path | None, out: Path, dtype: torch.dtype | None = None) -> None:
+def save_model(
+    model: Llama, tokenizer: Path | AnyTokenizer | None, out: Path, dtype: torch.dtype | None = None
+) -> None:
     """Write `model` into the folder `out`, in `dtype` (the model's own by default).
 
-    The tokenizer is taken from `tokenizer_dir`; with None the folder has weights and shape only.
+    The tokenizer is that of the folder `tokenizer`, or itself one; with None the folder has weights and shape only.
     """
     dtype = dtype or model.norm.weight.dtype
-    write_folder(model.config, tokenizer_dir, out, dtype)
+    write_folder(model.config, tokenizer, out, dtype)
     write_tensors(out / WEIGHTS, _hf_tensors(model, dtype), {"format": "pt"})
 
 
@@ -225,7 +227,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 def write_folder(
     config: LlamaConfig,
-    tokenizer_dir: Path | None,
+    tokenizer: Path | AnyTokenizer | None,
     out: Path,
     dtype: torch.dtype,
     extra: Mapping[str, Any] | None = None,
@@ -233,8 +235,8 @@ def write_folder(
     """Everything of a model folder but the weights; `extra` is added to config.json."""
     out.mkdir(parents=True, exist_ok=True)
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    if tokenizer_dir is not None:
-        ids = _write_tokenizer(tokenizer_dir, config, out)
+    if tokenizer is not None:
+        ids = _write_tokenizer(tokenizer, config, out)
     _write_json(out / CONFIG, hf_config(config, dtype) | ids | dict(extra or {}))
     _write_json(out / "generation_config.json", {"_from_model_config": True, **ids})
 
@@ -360,17 +362,16 @@ def _weight_files(path: Path) -> dict[str, set[str]]:
     return dict(sorted(found.items()))
 
 
-def _write_tokenizer(tokenizer_dir: Path, config: LlamaConfig, out: Path) -> dict[str, Any]:
-    """Write the tokenizer in both forms; returns the special ids for config.json."""
-    tokenizer = Tokenizer.load(tokenizer_dir)
+def _write_tokenizer(source: Path | AnyTokenizer, config: LlamaConfig, out: Path) -> dict[str, Any]:
+    """Write the tokenizer, with the ids of its source; returns the special ids for config.json."""
+    tokenizer = load_tokenizer(source) if isinstance(source, Path) else source
     if tokenizer.vocab_size > config.vocab_size:
         sizes = f"{tokenizer.vocab_size:,} tokens, the model has {config.vocab_size:,}"
-        raise ConfigError(
-            f"the tokenizer in {tokenizer_dir} has {sizes}", hint="give the tokenizer it was trained with"
-        )
-    write_ranks(out / MODEL_FILE, tokenizer.ranks)
-    write_hugging_face(out, tokenizer, context=config.context)
-    return {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.pad}
+        whose = f"the tokenizer in {source}" if isinstance(source, Path) else "the tokenizer"
+        raise ConfigError(f"{whose} has {sizes}", hint="give the tokenizer it was trained with")
+    carry(source, out, context=config.context)
+    pad = None if tokenizer.pad == tokenizer.eos else tokenizer.pad
+    return {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": pad}
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

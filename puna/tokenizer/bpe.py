@@ -147,6 +147,16 @@ class Tokenizer:
         except (KeyError, OverflowError):
             raise outside(next(i for i in ids if not 0 <= i < self.vocab_size), self.vocab_size) from None
 
+    errors = "replace"  # the codec's way with bytes that are no UTF-8
+
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of a text that goes on from another: here, those of any text."""
+        return self.encode(text)
+
+    def first_bytes(self, id: int) -> bytes:
+        """The bytes of a token that begins a text: here, those that it has anywhere."""
+        return self.decode_bytes([id])
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 (a character cut in half) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")

@@ -6,7 +6,8 @@
 
 Of a folder the first that is there is read: `tokenizer.model` is what the model was trained with, the JSON a conversion
 of it. Tokens that were added to a SentencePiece vocabulary afterwards stand in files beside it (`added_tokens.json`, or
-`added_tokens_decoder` in `tokenizer_config.json`) and become control pieces: names without text.
+`added_tokens_decoder` in `tokenizer_config.json`) and become control pieces: names without text. Ranks say nothing about
+special tokens either: the same files name those, and where there are none they are Llama 3.1's.
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from puna.artifacts import open_regular
 from puna.errors import ArtifactError
-from puna.tokenizer.bpe import MODEL_FILE, Tokenizer, read_bounded, read_ranks
+from puna.tokenizer.bpe import MODEL_FILE, SPECIALS, Tokenizer, read_bounded, read_ranks
 from puna.tokenizer.hugging_face import JSON_FILE, read_tokenizer_json
 from puna.tokenizer.sentencepiece import SentencePieceTokenizer, read_sentencepiece
 
@@ -55,13 +56,28 @@ def _from_file(path: Path, beside: list[Path]) -> AnyTokenizer:
     if start[:1] and start[:1] in _PROTOBUF:
         return read_sentencepiece(path, _added_beside(beside))
     if _RANK.match(start):
-        return Tokenizer(read_ranks(path))
+        ranks = read_ranks(path)
+        return Tokenizer(ranks, _names_beside(beside, len(ranks)))
     if start.startswith(b"version https://git-lfs"):
         raise ArtifactError(f"{path} is a placeholder of Git LFS, not the file", hint="run: git lfs pull")
     raise ArtifactError(
         f"{path} is no tokenizer: it begins with {start[:16]!r}",
         hint="it may be a SentencePiece model, a file of ranks (base64, a space, a number), or a tokenizer.json",
     )
+
+
+def _names_beside(files: list[Path], ranks: int) -> list[str]:
+    """The names of the special tokens that follow `ranks` tokens: Llama 3.1's, where files beside give no others."""
+    names: dict[int, str] = dict(enumerate(SPECIALS, ranks))
+    found = {id: name for name, id in _added_beside(files).items()}
+    names |= found
+    if sorted(names) != list(range(ranks, ranks + len(names))):
+        odd = next(id for id in sorted(names) if not ranks <= id < ranks + len(names))
+        raise ArtifactError(
+            f"{names[odd]!r} was added as {odd}; after {ranks:,} ranks the ids go on from {ranks:,} without gaps",
+            hint="are the files beside tokenizer.model another model's? give the path of the file alone to read it without",
+        )
+    return [names[id] for id in sorted(names)]
 
 
 def _added_beside(files: list[Path]) -> dict[str, int]:

@@ -154,7 +154,10 @@ def to_tokenizer(vocabulary: Vocabulary, path: Path) -> Tokenizer:
     if NORMAL in vocabulary.types[count:]:
         raise ArtifactError(f"{path}: normal tokens follow the special ones from id {count}", hint=_HINT)
     _check_specials(vocabulary.tokens[count:], path)
-    return Tokenizer(ranks)
+    names = list(vocabulary.tokens[count:])
+    while names and vocabulary.types[count + len(names) - 1] == UNUSED:  # what fills the list up to the model's size
+        names.pop()
+    return Tokenizer(ranks, names)
 
 
 def _ranks(tokens: Sequence[str], path: Path) -> dict[bytes, int]:
