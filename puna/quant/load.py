@@ -53,6 +53,7 @@ def load_quantised(path: Path, dtype: torch.dtype = torch.float32, *, expand: bo
     if expand is None:
         expand = config.parameters * dtype.itemsize < EXPAND_BELOW
     with WeightFiles(path) as files:
+        files.expect_depth(config)
         files.expect(_shapes(config, quant))
         source = _Source(files, config, quant)
         return _expanded(source, dtype) if expand else _packed(source, dtype)
@@ -82,12 +83,12 @@ class _Source:
 def _shapes(config: LlamaConfig, quant: QuantConfig) -> dict[str, tuple[int, ...]]:
     """What the file must hold."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, weight in _skeleton(config).named_parameters():
+    for name, shape in config.shapes().items():
         bits = quant.bits_of(name)
-        if weight.ndim == 1 or bits == UNQUANTISED:
-            shapes[hf_name(name)] = tuple(weight.shape)
+        if len(shape) == 1 or bits == UNQUANTISED:
+            shapes[hf_name(name)] = shape
         else:
-            shapes.update(zip(part_names(hf_name(name)), packed_shapes(*weight.shape, bits, quant.group_size)))
+            shapes.update(zip(part_names(hf_name(name)), packed_shapes(*shape, bits, quant.group_size)))
     return shapes
 
 

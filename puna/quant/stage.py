@@ -23,7 +23,7 @@ from puna.model.checkpoint import QUANTISED, WEIGHTS, WeightFiles, load_config, 
 from puna.model.convert import meta_name
 from puna.model.tensorfile import Pending, TensorFile, pending, write_tensors
 from puna.quant.groups import dequantise_matrix, quantise_matrix
-from puna.tokenizer.bpe import MODEL_FILE
+from puna.tokenizer.carry import has_tokenizer
 
 UNQUANTISED = 16
 
@@ -62,7 +62,7 @@ def quantise(config: QuantConfig, checkpoint: Artifact | Path, *, out: Path) -> 
             if not (work / name).exists():
                 _quantise_one(config, files, name, work / name)
         checkpoint_bytes = sum(files.bytes(name) for name in names)
-    tokenizer = source if (source / MODEL_FILE).is_file() else None
+    tokenizer = source if has_tokenizer(source) else None
     write_folder(shape, tokenizer, out, torch.bfloat16, {QUANTISED: to_json(config)})
     errors, size = _assemble([work / name for name in names], out / WEIGHTS)
     return {

@@ -276,22 +276,7 @@ def shard_names(path: Path) -> list[str]:
 
 def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor by Meta's name; an output matrix is listed also for a tied model."""
-    heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    layer = {
-        "attention.wq.weight": (heads, config.dim),
-        "attention.wk.weight": (kv, config.dim),
-        "attention.wv.weight": (kv, config.dim),
-        "attention.wo.weight": (config.dim, heads),
-        "feed_forward.w1.weight": (config.ffn_dim, config.dim),
-        "feed_forward.w2.weight": (config.dim, config.ffn_dim),
-        "feed_forward.w3.weight": (config.ffn_dim, config.dim),
-        "attention_norm.weight": (config.dim,),
-        "ffn_norm.weight": (config.dim,),
-    }
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, config.dim)}
-    for index in range(config.n_layers):
-        shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items()}
-    return shapes | {"norm.weight": (config.dim,), OUTPUT: (config.vocab_size, config.dim)}
+    return config.shapes() | {OUTPUT: (config.vocab_size, config.dim)}
 
 
 def _merge_of(name: str, part: tuple[int, ...], whole: tuple[int, ...], shards: int, kv_heads: int) -> _Merge | None:
