@@ -95,11 +95,13 @@ class BlockCache:
         return True
 
     def share(self, source: Held, target: Held) -> None:
-        """Let `target`, which holds nothing, have all that `source` has."""
-        for block in source.blocks:
+        """Let `target`, which holds nothing, have what `source` has of its tokens."""
+        target.cached = min(source.cached, len(target.tokens))
+        target.blocks = source.blocks[: self.needed(target.cached)]
+        for block in target.blocks:
             self._hold(block)
-        target.blocks, target.keys = list(source.blocks), list(source.keys)
-        target.cached, target.published = source.cached, source.published
+        target.keys = source.keys[: target.cached // self.block_tokens]
+        target.published = min(source.published, len(target.keys))
 
     def publish(self, sequence: Held) -> None:
         """Let the blocks that the sequence has filled be found by their content."""
@@ -116,12 +118,15 @@ class BlockCache:
             self._leave(block)
         sequence.blocks, sequence.cached, sequence.published = [], 0, 0
 
-    def forget(self) -> None:
-        """Forget all content that nobody holds."""
+    def forget(self) -> bool:
+        """Forget all content that nobody holds; whether nothing at all is left."""
         for block in list(self._kept):
             self._unkey(block)
             self._empty.append(block)
         self._kept.clear()
+        if self.free == self.blocks:
+            self._empty, self._untouched = [], 0
+        return self.free == self.blocks
 
     def _key(self, sequence: Held, index: int) -> bytes:
         """The key of the sequence's block `index`, made from the key before it and the block's tokens."""

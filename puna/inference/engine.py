@@ -34,6 +34,7 @@ from puna.inference.sequence import ContextError, Piece
 from puna.inference.sequence import Sequence as Running
 from puna.inference.speculation import make_guesser
 from puna.inference.structure import Forms
+from puna.inference.torch_runner import TorchRunner
 from puna.inference.turns import Turns
 from puna.model.detect import kind_of
 from puna.model.llama import Llama
@@ -113,12 +114,17 @@ class Engine:
     def load_adapter(self, name: str, path: Path) -> None:
         """Make the LoRA adapter in the folder `path` known to requests as `name`. Raises `ArtifactError`."""
         require(name not in self._adapters, f"there is an adapter {name!r} already", hint="choose another name")
+        able = isinstance(self._runner, TorchRunner)
+        require(able, "the native kernels know no adapters", hint="Engine.load(path, runner='torch')")
         self._adapters[name] = self._runner.add_adapter(Adapter.load(path, self.config))
 
-    def clear(self) -> None:
-        """Forget what is kept of requests that have ended."""
-        with self._turns.between():
-            self._cache.forget()
+    def clear(self) -> bool:
+        """Give the cache's memory back, with what it keeps of ended requests; False, and nothing, while one runs."""
+        with self._turns.between() as quiet:
+            if not quiet or not self._cache.forget():
+                return False
+            self._runner.forget()
+            return True
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in order.

@@ -32,8 +32,15 @@ class Pool:
         require(kv in KINDS, f"kv={kv!r} is not a way to keep keys and values", hint=f"known: {', '.join(KINDS)}")
         shape = (config.n_layers, blocks, block_tokens, config.n_kv_heads, config.head_dim)
         self.dtype, self.quantised = dtype, kv == "int8"
-        self._rooms = [_zeros(shape, torch.int8 if self.quantised else dtype, device) for _ in range(2)]
-        self._scales = [_zeros((*shape[:-1], 1), torch.float32, device) for _ in range(2)] if self.quantised else []
+        self._shape, self._device = shape, device
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything; on a CPU its memory goes back to the system."""
+        self._rooms, self._scales = [], []
+        self._rooms = [_zeros(self._shape, torch.int8 if self.quantised else self.dtype, self._device) for _ in "kv"]
+        if self.quantised:
+            self._scales = [_zeros((*self._shape[:-1], 1), torch.float32, self._device) for _ in "kv"]
 
     def write(self, layer: int, at: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write `keys`, `values` (N, K, E) to the slots `at` (N,): block * block_tokens + position within it."""

@@ -32,20 +32,29 @@ def make_runner(
     cache is 2 GiB, or what one sequence of the full context takes if that is more, but at most half of the memory
     (which is touched only as it is needed). Raises `ConfigError` for a budget below a block.
     """
-    weight = model.norm.weight
     if blocks is None:
         blocks = _blocks(model, cache_bytes, kv)
-    if choice in ("auto", "native") and weight.device.type == "cpu":
-        try:
+    if choice in ("auto", "native"):
+        why = _unfit(model)
+        if why is None:
             from puna.inference.native import NativeRunner
 
-            return NativeRunner(model, blocks=blocks, kv=kv)
-        except ImportError as error:
-            if choice == "native":
-                raise
-            _say_once(f"native kernels cannot be loaded ({error}): computing with PyTorch")
-    require(choice != "native", f"there are no native kernels for {weight.device}", hint="runner='torch'")
+            cached = torch.int8 if kv == "int8" else model.norm.weight.dtype
+            return NativeRunner(model, blocks, threads=torch.get_num_threads(), kv=cached)
+        require(choice == "auto", f"the native kernels cannot be used: {why}", hint="runner='torch'")
+        _say_once(f"native kernels are not used ({why}): computing with PyTorch")
     return TorchRunner(model, blocks=blocks, kv=kv, invariant=choice == "invariant")
+
+
+def _unfit(model: Llama) -> str | None:
+    """Why the native kernels cannot run `model` here; None if they can."""
+    if model.norm.weight.device.type != "cpu":
+        return f"the model is on {model.norm.weight.device}"
+    try:
+        from puna.inference import native
+    except ImportError as error:
+        return str(error)
+    return native.unfit(model)
 
 
 def _blocks(model: Llama, cache_bytes: int | None, kv: str) -> int:

@@ -75,7 +75,7 @@ class Scheduler:
         for sequence in [s for s in self.running if s.unread > 1 and not s.follows]:
             budget -= self._prefill(sequence, budget, plan)
         before = self.preemptions
-        while budget > 0 and self.preemptions == before and (admitted := self._admit(plan)):
+        while self.preemptions == before and (admitted := self._admit(budget, plan)):
             if not admitted.follows:
                 budget -= self._prefill(admitted, budget, plan)
         return [plan[s] for s in self.running if s in plan]
@@ -169,13 +169,16 @@ class Scheduler:
         self.cache.drop(sequence)
         self.running.remove(sequence)
 
-    def _admit(self, plan: dict[Sequence, Reading]) -> Sequence | None:
-        """The first of those that wait, if there is room for it: it runs now."""
+    def _admit(self, budget: int, plan: dict[Sequence, Reading]) -> Sequence | None:
+        """The first of those that wait, if there is room for it and something left to read: it runs now."""
         while self._waiting and self._waiting[0][1].done:
             heapq.heappop(self._waiting)
         if not self._waiting:
             return None
         candidate = self._waiting[0][1]
+        leader = self._leader(candidate)
+        if budget < 1 and not leader:
+            return None
         lowest = self.running[-1] if self.running else None
         if not self._room_for(candidate):
             if lowest is None or lowest.request.priority >= candidate.request.priority:
@@ -184,8 +187,8 @@ class Scheduler:
             self._preempt(lowest)  # the next step admits the candidate, or takes one more from below it
             return None
         heapq.heappop(self._waiting)
-        candidate.follows = self._leader(candidate)
-        if not candidate.follows and not candidate.alone:
+        candidate.follows = leader
+        if not leader and not candidate.alone:
             self.cache.adopt(candidate)
             if not candidate.count:
                 candidate.found = candidate.cached

@@ -47,3 +47,7 @@ class Runner(Protocol):
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of block `source` to block `target`, in every layer."""
         ...
+
+    def forget(self) -> None:
+        """Nothing in the cache is needed any more: its memory may go back to the system."""
+        ...

@@ -64,6 +64,10 @@ class TorchRunner:
         """Copy the keys and values of one block to another."""
         self._pool.copy(source, target)
 
+    def forget(self) -> None:
+        """Give the memory of the cache back."""
+        self._pool.clear()
+
     @torch.inference_mode()
     def forward(self, spans: Sequence[Span]) -> Tensor:
         """Logits (sum of wanted, V) float32, in the order of the spans."""
