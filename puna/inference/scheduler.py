@@ -21,8 +21,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from puna.errors import BusyError
 from puna.inference.blocks import BlockCache
-from puna.inference.sequence import BusyError, Sequence
+from puna.inference.sequence import Sequence
 from puna.inference.spans import Span
 
 ALONE = 8  # times as many tokens are read in a step while nobody decodes

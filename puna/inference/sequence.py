@@ -5,7 +5,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from puna.chat import Completion, Request, TokenChoice
-from puna.errors import DataError, PunaError
+from puna.errors import DataError
 from puna.inference.blocks import root_key
 from puna.inference.structure import Matcher
 from puna.inference.text import TextStream
@@ -13,10 +13,6 @@ from puna.inference.text import TextStream
 
 class ContextError(DataError):
     """A prompt is too long for the model, or for the cache."""
-
-
-class BusyError(PunaError):
-    """So many requests wait that no more are taken; the same request may be sent again later."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,9 @@ def test_the_batched_reference_gives_the_same_tokens_in_any_company(seed):
     rng = random.Random(seed)
     requests = [any_request(rng) for _ in range(rng.randrange(2, 12))]
     model = as_double(random_model(WIDE))
-    company = engine_of("torch", TOKENIZER, model=model, blocks=rng.choice([6, 12, 40]), step_tokens=rng.choice([5, 64]))
+    company = engine_of(
+        "torch", TOKENIZER, model=model, blocks=rng.choice([6, 12, 40]), step_tokens=rng.choice([5, 64])
+    )
     alone = engine_of("invariant", TOKENIZER, model=model)
     expected = [alone.generate([request])[0] for request in requests]
     assert all(same(a, b) for a, b in zip(serve(company, requests, rng), expected))

@@ -51,7 +51,9 @@ def any_request(rng: random.Random) -> Request:
         logprobs=rng.choice([None, 0, 2]),
         prompt_logprobs=rng.choice([None, None, 1]),
     )
-    text = rng.choice(["", "the", "the sea and the sand ", "aeiou " * rng.randrange(1, 12), "x" * rng.randrange(70), "東京 é"])
+    text = rng.choice(
+        ["", "the", "the sea and the sand ", "aeiou " * rng.randrange(1, 12), "x" * rng.randrange(70), "東京 é"]
+    )
     shared = {"owner": rng.choice(["", "a"]), "priority": rng.choice([0, 0, 1])}
     if rng.random() < 0.2:
         return Request(dialog=(user(text[:20] or "hi"),), sampling=sampling, **shared)
