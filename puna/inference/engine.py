@@ -77,7 +77,7 @@ class Engine:
         self._runner = make_runner(self.model, cache_bytes=cache_bytes, kv=kv, choice=runner)
         room = self._runner.blocks * self._runner.block_tokens
         self.config = dataclasses.replace(model.config, context=min(model.config.context, room))
-        self._guesser = make_guesser(lookahead, draft, self._runner, runner)
+        self._guesser = make_guesser(lookahead, draft, tokenizer.vocab_size, self._runner, runner)
         self._cache = BlockCache(self._runner.blocks, self._runner.block_tokens, self._copy_block)
         self._scheduler = Scheduler(self._cache, slots=slots, step_tokens=step_tokens, queue=queue)
         self._drawing = Drawing(tokenizer)

@@ -69,7 +69,8 @@ class PromptLookup:
         after[()] = len(tokens)
         for size in range(min(self.longest, len(tokens)), 1, -1):
             if begin := after.get(tuple(tokens[-size:])):
-                return tokens[begin : begin + ahead]
+                period = len(tokens) - begin  # where the text ends the repetition goes on from its beginning
+                return [tokens[begin + i % period] for i in range(ahead)]
         return []
 
 
@@ -80,9 +81,9 @@ class DraftModel:
     numbers: what the engine shares, copies and gives up is shared, copied and given up here.
     """
 
-    def __init__(self, runner: Runner, ahead: int = 4):
+    def __init__(self, runner: Runner, vocab_size: int, ahead: int = 4):
         self.ahead = ahead
-        self._runner = runner
+        self._runner, self._vocab_size = runner, vocab_size
         self._read: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()  # tokens that the draft has read
 
     def copy_block(self, source: int, target: int) -> None:
@@ -95,7 +96,7 @@ class DraftModel:
         spans = [self._catch_up(reading) for reading in readings]
         active = [i for i, r in enumerate(readings) if r.ahead]
         while spans:
-            logits = self._runner.forward(spans)
+            logits = self._runner.forward(spans)[:, : self._vocab_size]
             if not active:
                 break
             sequences = [readings[i].sequence for i in active]
@@ -129,8 +130,13 @@ class DraftModel:
         return sampler.draw(logits, rows, counts, shaped)[0]
 
 
-def make_guesser(lookahead: int, draft: Llama | None, runner: Runner, choice: Choice) -> Guesser | None:
-    """What guesses `lookahead` tokens for an engine over `runner`: `draft`, or the text itself; None for 0 tokens."""
+def make_guesser(
+    lookahead: int, draft: Llama | None, vocab_size: int, runner: Runner, choice: Choice
+) -> Guesser | None:
+    """What guesses `lookahead` tokens for an engine over `runner`: `draft`, or the text itself; None for 0 tokens.
+
+    `vocab_size` is the tokenizer's: a model may have more logits than there are tokens.
+    """
     require(lookahead >= 0, f"lookahead={lookahead} must not be negative", hint="0 switches it off")
     if lookahead == 0:
         require(draft is None, "a draft model without lookahead has nothing to do", hint="lookahead=4")
@@ -140,4 +146,5 @@ def make_guesser(lookahead: int, draft: Llama | None, runner: Runner, choice: Ch
     sizes = draft.config.vocab_size, runner.config.vocab_size
     fits = f"the draft's vocabulary has {sizes[0]:,} tokens, the model's {sizes[1]:,}"
     require(sizes[0] == sizes[1], fits, hint="both must have been trained with one tokenizer")
-    return DraftModel(make_runner(draft.eval().requires_grad_(False), blocks=runner.blocks, choice=choice), lookahead)
+    draft_runner = make_runner(draft.eval().requires_grad_(False), blocks=runner.blocks, choice=choice)
+    return DraftModel(draft_runner, vocab_size, lookahead)
