@@ -32,7 +32,7 @@ from puna.model.sizes import LlamaConfig
 from puna.tokenizer import Tokenizer
 
 BLOCKS = 40  # of the cache: a few requests of the longest kind
-WARM_SHARE = 0.1  # after this share of the requests memory is measured
+WARM_SHARE = 0.3  # after this share of the requests memory is measured
 GROWTH_BYTES = 16 << 20
 CONFIG = LlamaConfig(
     dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96, vocab_size=512, context=256, rope_theta=5e5
@@ -95,7 +95,7 @@ def soak(engine: Engine, alone: Engine, requests: int, seed: int = 0) -> Report:
     expected: dict[Request, Completion] = {}
     warm, sent = 0, 0
     while sent < requests or streams:
-        if sent < requests and (not streams or rng.random() < 0.3):
+        if sent < requests and (not streams or rng.random() < 0.5):
             sent += 1
             request = any_request(rng)
             try:
@@ -126,6 +126,7 @@ def soak(engine: Engine, alone: Engine, requests: int, seed: int = 0) -> Report:
             report.tokens += completion.completion_tokens
             if request not in expected:
                 [expected[request]] = alone.generate([request])
+                alone.clear()
             if completion.text != expected[request].text:
                 report.wrong.append((request, completion.text, expected[request].text))
     cache = engine._cache
@@ -141,8 +142,8 @@ def engines(runner: str = "torch") -> tuple[Engine, Engine]:
     dtype = torch.float32 if runner == "native" else torch.float64
     model, tokenizer = model_and_tokenizer(dtype)
     cache_bytes = BLOCKS * 16 * CONFIG.kv_bytes_per_token(dtype.itemsize)
-    busy = Engine(model, tokenizer, slots=24, cache_bytes=cache_bytes, step_tokens=48, queue=8, runner=runner)
-    return busy, Engine(model, tokenizer, runner=runner)
+    busy = Engine(model, tokenizer, slots=8, cache_bytes=cache_bytes, step_tokens=48, queue=3, runner=runner)
+    return busy, Engine(model, tokenizer, cache_bytes=cache_bytes, runner=runner)
 
 
 def _resident() -> int:

@@ -31,7 +31,8 @@ def test_a_higher_priority_is_answered_first(tokenizer):
     sequences = [engine._sequence(request) for request in requests]
     engine._submit(sequences)
     while len(ended) < 3:
-        engine._turns.until(lambda n=len(ended): sum(s.done for s in sequences) > n)
+        so_far = len(ended)
+        engine._turns.until(lambda n=so_far: sum(s.done for s in sequences) > n)
         ended += [s for s in sequences if s.done and s not in ended]
     assert [s.request.priority for s in ended] == [5, 1, 0]
 

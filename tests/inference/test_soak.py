@@ -13,7 +13,7 @@ def test_hundreds_of_requests_of_all_kinds_leak_nothing_and_get_what_they_get_al
     spec.loader.exec_module(module)
     report = module.soak(*module.engines(), 300)
     assert report.faults() == []
-    assert report.preemptions > 5 and report.most_at_once > 8
+    assert report.preemptions > 5 and report.most_at_once > 4
     counts = report.counts
     assert min(counts["refused"], counts["given up"], counts["busy"], counts["ended: stop"]) > 3
     assert sum(counts.values()) == 300
