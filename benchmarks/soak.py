@@ -142,7 +142,7 @@ def engines(runner: str = "torch") -> tuple[Engine, Engine]:
     dtype = torch.float32 if runner == "native" else torch.float64
     model, tokenizer = model_and_tokenizer(dtype)
     cache_bytes = BLOCKS * 16 * CONFIG.kv_bytes_per_token(dtype.itemsize)
-    busy = Engine(model, tokenizer, slots=8, cache_bytes=cache_bytes, step_tokens=48, queue=3, runner=runner)
+    busy = Engine(model, tokenizer, slots=8, cache_bytes=cache_bytes, step_tokens=48, queue=0, runner=runner)
     return busy, Engine(model, tokenizer, cache_bytes=cache_bytes, runner=runner)
 
 

@@ -8,7 +8,7 @@ from puna.errors import PunaError
 from puna.inference import sampler
 from puna.inference.sequence import Sequence
 from puna.inference.shaping import needs_shaping, shape
-from puna.tokenizer import Tokenizer
+from puna.tokenizer import AnyTokenizer
 
 # A sequence, and the guessed tokens that it had read (after its own) when these logits came.
 Row = tuple[Sequence, list[int]]
@@ -17,9 +17,9 @@ Row = tuple[Sequence, list[int]]
 class Drawing:
     """Draws for a batch, and keeps what stays the same from step to step."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: AnyTokenizer):
         self._tokenizer = tokenizer
-        self._bytes: dict[int, bytes] = {}  # token -> its text
+        self._bytes: dict[tuple[int, bool], bytes] = {}  # token, whether it begins a text -> its text
         self._settings: tuple[list[Sequence], sampler.Rows] | None = None
 
     def draw(self, rows: list[Row], logits: Tensor) -> None:
@@ -36,7 +36,7 @@ class Drawing:
             if sequence.done or not right or (guessed and sequence.tokens[-len(guessed) :] != guessed):
                 continue
             top = self._likeliest(logits[i], sequence.sampling.logprobs)
-            sequence.append(token, logprob, self.text(token), top)
+            sequence.append(token, logprob, self.text(token, sequence.begins), top)
 
     def prompt(self, sequence: Sequence, start: int, logits: Tensor) -> None:
         """Note the log-probabilities of the prompt's tokens from `start` + 1 on; `logits` (T, V) came before them."""
@@ -48,11 +48,12 @@ class Drawing:
             top = self._likeliest(row, sequence.sampling.prompt_logprobs)
             sequence.prompt_choices.append(TokenChoice(token=token, data=self.text(token), logprob=logprob, top=top))
 
-    def text(self, token: int) -> bytes:
-        """The token's text."""
-        if token not in self._bytes:
-            self._bytes[token] = self._tokenizer.decode_bytes([token])
-        return self._bytes[token]
+    def text(self, token: int, begins: bool = False) -> bytes:
+        """The token's text; a vocabulary of SentencePiece's may spell it otherwise where it `begins` one."""
+        if (token, begins) not in self._bytes:
+            spelled = self._tokenizer.first_bytes(token) if begins else self._tokenizer.decode_bytes([token])
+            self._bytes[token, begins] = spelled
+        return self._bytes[token, begins]
 
     def _rows(self, rows: list[Row], logits: Tensor) -> sampler.Rows:
         """The sampling settings of a batch; computed once for as long as the same sequences run."""

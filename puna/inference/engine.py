@@ -50,17 +50,20 @@ STEP_TOKENS = 512
 class Engine:
     """A model that answers: a `chat.Generator`, and `stream` for one who watches.
 
-    `slots` is how many requests run at once, `cache_bytes` what their keys and values may take (`runner.py` says what
-    None means), `kv` how they are kept; `config.context` is the model's, or less if the cache holds less. A step reads at most `step_tokens` tokens of prompts beside answers that are
-    being made. At most `queue` requests wait, if it is given; more are refused with `BusyError`. `lookahead` tokens
-    are guessed, by looking back in the text or by the model `draft`. `runner` chooses what computes.
+    `format` is how the model is spoken to (by default what is likely for the tokenizer), `slots` how many requests run
+    at once, `cache_bytes` what their keys and values may take (`runner.py` says what None means), `kv` how they are
+    kept; `config.context` is the model's, or less if the cache holds less. A step reads at most `step_tokens` tokens
+    of prompts beside answers that are being made. At most `queue` requests wait, if it is given; more are refused with
+    `BusyError`. `lookahead` tokens are guessed, by looking back in the text or by the model `draft`. `runner` chooses
+    what computes.
     """
 
     def __init__(
         self,
         model: Llama,
-        tokenizer: Tokenizer,
+        tokenizer: AnyTokenizer,
         *,
+        format: DialogFormat | None = None,
         slots: int = SLOTS,
         cache_bytes: int | None = None,
         kv: str = "model",
@@ -74,6 +77,7 @@ class Engine:
         require(step_tokens > 0, f"step_tokens={step_tokens} must be positive")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.format = format or dialog_format(tokenizer)
         self._runner = make_runner(self.model, cache_bytes=cache_bytes, kv=kv, choice=runner)
         room = self._runner.blocks * self._runner.block_tokens
         self.config = dataclasses.replace(model.config, context=min(model.config.context, room))
@@ -93,23 +97,21 @@ class Engine:
         threads: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        dialog: str = "",
         **settings,
     ) -> "Engine":
         """The engine for the model at `path`: ours, quantised or not, or of any format that `opening` knows.
 
-        `threads` sets PyTorch's number of threads for the whole process; None leaves it. `settings` are those of the
-        constructor. Raises `ArtifactError`, also for a Llama 1 or 2, whose dialog format the engine does not speak.
+        `threads` sets PyTorch's number of threads for the whole process; None leaves it. `dialog` names the dialog format
+        (`formats.FORMATS`); by default the checkpoint says which. `settings` are those of the constructor. Raises
+        `ArtifactError`, and `ConfigError` for a format that is none or not for this vocabulary.
         """
         path = Path(path)
         if threads is not None:
             torch.set_num_threads(threads)
-        if kind_of(path) == "quantised":
-            return cls(load_quantised(path, dtype).to(device), Tokenizer.load(path), **settings)
-        tokenizer = checkpoint_tokenizer(path)
-        if not isinstance(tokenizer, Tokenizer):
-            hint = "inspect, verify and convert work; to be talked to it takes a Llama 3"
-            raise ArtifactError(f"{path} has a SentencePiece vocabulary: it is a Llama 1 or 2", hint=hint)
-        return cls(load_checkpoint(path, dtype).to(device), tokenizer, **settings)
+        format = checkpoint_format(path, dialog)
+        model = load_quantised(path, dtype) if kind_of(path) == "quantised" else load_checkpoint(path, dtype)
+        return cls(model.to(device), format.tokenizer, format=format, **settings)
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Make the LoRA adapter in the folder `path` known to requests as `name`. Raises `ArtifactError`."""
@@ -204,7 +206,9 @@ class Engine:
             holder = "model's context" if self.config.context == self.model.config.context else "cache"
             size = f"the prompt has {len(prompt):,} tokens, the {holder} {self.config.context:,}"
             raise ContextError(size, hint="shorten the prompt or drop old messages; one token at least must be free")
-        sequence = Running(prompt, request, min(request.sampling.max_tokens, room), self.tokenizer.stop_ids)
+        begins = not self.format.continues if request.dialog else not request.prompt
+        limit = min(request.sampling.max_tokens, room)
+        sequence = Running(prompt, request, limit, self.tokenizer.stop_ids, begins, self.tokenizer.errors)
         if request.adapter is not None:
             known = ", ".join(self._adapters) or "none"
             require(request.adapter in self._adapters, f"no adapter {request.adapter!r}", hint=f"loaded: {known}")

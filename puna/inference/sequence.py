@@ -33,13 +33,24 @@ class Sequence:
     `tokens` are the prompt and what was drawn; of those the first `cached` have their keys and values in `blocks`
     (`blocks.py` owns these fields). `limit` is how many may be drawn: max_tokens, or less if the context ends before.
     `finish` is None while it runs, then `stop` or `length`. What can be shown waits in `fresh` until somebody takes it.
+    `begins` says that what is drawn begins a text of its own; it is no longer so once a token with text was drawn.
+    `errors` is the tokenizer's way with bytes that are no UTF-8.
     """
 
-    def __init__(self, prompt: list[int], request: Request, limit: int, stop_ids: Set[int]):
+    def __init__(
+        self,
+        prompt: list[int],
+        request: Request,
+        limit: int,
+        stop_ids: Set[int],
+        begins: bool = True,
+        errors: str = "replace",
+    ):
         self.tokens = list(prompt)
         self.prompt_length = len(prompt)
         self.request, self.sampling = request, request.sampling
         self.limit = limit
+        self.begins = begins
         self.stop_ids = stop_ids
         self.matcher: Matcher | None = None  # what the answer's form still allows
         self.adapter: int | None = None  # the runner's index of the request's adapter
@@ -54,7 +65,7 @@ class Sequence:
         self.logprob = 0.0
         self.choices: list[TokenChoice] = []
         self.prompt_choices: list[TokenChoice] = []
-        self.text = TextStream(self.sampling.stop)
+        self.text = TextStream(self.sampling.stop, errors)
         self.fresh: deque[Piece] = deque()
         self.finish: str | None = None if limit > 0 or self.sampling.prompt_logprobs is not None else "length"
         self.error: BaseException | None = None
@@ -106,6 +117,7 @@ class Sequence:
             return
         self.tokens.append(token)
         self.logprob += logprob
+        self.begins = self.begins and not data
         if self.matcher is not None:
             self.matcher.take(token)
         if token in self.stop_ids:

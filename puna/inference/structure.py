@@ -13,7 +13,7 @@ from torch import Tensor
 
 from puna.chat import Structure
 from puna.errors import DataError, MissingExtra
-from puna.tokenizer import Tokenizer
+from puna.tokenizer import AnyTokenizer
 
 LONGEST = 1 << 18  # characters of a schema, an expression or a grammar
 
@@ -21,7 +21,7 @@ LONGEST = 1 << 18  # characters of a schema, an expression or a grammar
 class Forms:
     """Makes matchers for one tokenizer; what the library knows of the vocabulary is made once."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: AnyTokenizer):
         self._tokenizer = tokenizer
         self._known: Any = None
 
@@ -81,17 +81,17 @@ class Matcher:
 class _Described:
     """Our tokenizer as the library asks for it."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: AnyTokenizer):
         self._tokenizer = tokenizer
-        self.eos_token_id, self.bos_token_id = tokenizer.eot, tokenizer.bos
-        self.special_token_ids = list(range(len(tokenizer.ranks), tokenizer.vocab_size))
+        self.eos_token_id, self.bos_token_id = min(tokenizer.stop_ids), tokenizer.bos
+        self.special_token_ids = [tokenizer.special(name) for name in tokenizer.special_names]
         self.tokens = [tokenizer.decode_bytes([id]) for id in range(tokenizer.vocab_size)]
 
     def __call__(self, text: str | bytes) -> list[int]:
         return self._tokenizer.encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
-def _vocabulary(tokenizer: Tokenizer) -> Any:
+def _vocabulary(tokenizer: AnyTokenizer) -> Any:
     import llguidance
 
     wrapper = llguidance.TokenizerWrapper(_Described(tokenizer))

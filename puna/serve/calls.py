@@ -57,7 +57,7 @@ def chat_call(body: Any, engine: Any, model: str) -> Call:
     fields = Fields(body)
     _check_model(fields, model)
     tools = _tools(fields)
-    dialog = _dialog(fields, tools)
+    dialog = _dialog(fields, tools, engine.format)
     request = _request(fields, engine, logprobs=settings.chat_logprobs(fields), dialog=dialog)
     if tools and request.structure:
         refuse("tools and a form of the answer exclude each other: a call has a form of its own", "response_format")

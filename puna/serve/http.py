@@ -230,7 +230,10 @@ class Face:
         return JSONResponse(reply.whole(completions))
 
     async def _events(self, call: Call, reply: replies.Reply, ticket: Ticket, path: str) -> AsyncIterator[bytes]:
-        speeches = [replies.Speech(call.tools if reply.is_chat else None) for _ in call.requests]
+        if reply.is_chat:
+            speeches = [replies.Speech(call.tools, self.engine.format.reader(call.tools)) for _ in call.requests]
+        else:
+            speeches = [replies.Speech(None) for _ in call.requests]
         unsaid: list[list[TokenChoice]] = [[] for _ in call.requests]  # log-probabilities of text that is kept back
         completions = []
         try:
