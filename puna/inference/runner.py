@@ -1,58 +1,84 @@
-"""From tokens to next-token logits: the model with its cache.
+"""Which runner computes: the one place that knows there is more than one."""
 
-Prefill reads prompts, padded on the right to one length: under a causal mask nothing sees the padding behind it, and
-what it leaves in the cache is overwritten before it is read. Decode reads one token of every running sequence.
-"""
+import os
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from puna.inference.cache import KVCache
+from puna import log
+from puna.config import require
+from puna.inference.pool import bytes_per_token
+from puna.inference.spans import BLOCK_TOKENS, Runner
+from puna.inference.torch_runner import TorchRunner
 from puna.model.llama import Llama
 
-PREFILL_CHUNK = 2048  # tokens of each prompt at a time: bounds the memory for activations and masks
+Choice = Literal["auto", "native", "torch", "invariant"]
+CACHE_BYTES = 2 << 30
+_said: set[str] = set()
 
 
-class Runner:
-    """The model and the keys and values of what it has read."""
+def make_runner(
+    model: Llama,
+    *,
+    cache_bytes: int | None = None,
+    blocks: int | None = None,
+    kv: str = "model",
+    choice: Choice = "auto",
+) -> Runner:
+    """What computes `model`, with a cache of `blocks` or `cache_bytes`; `kv` is how keys and values are kept.
 
-    def __init__(self, model: Llama):
-        self.model = model
-        self.cache = KVCache(model.config, model.norm.weight.dtype)
+    `native` are our kernels for the CPU (`native.py`), `torch` the reference, `invariant` the reference token by token.
+    `auto` takes the kernels where they can be had and says so in one line where they cannot. Without `cache_bytes` the
+    cache is 2 GiB, or what one sequence of the full context takes if that is more, but at most half of the memory
+    (which is touched only as it is needed). Raises `ConfigError` for a budget below a block.
+    """
+    if blocks is None:
+        blocks = _blocks(model, cache_bytes, kv)
+    if choice in ("auto", "native"):
+        why = _unfit(model)
+        if why is None:
+            from puna.inference.native import NativeRunner
 
-    def prefill(self, prompts: list[list[int]], first: int, longest: int) -> Tensor:
-        """Read `prompts` into slots `first`, ...; logits (B, V) float32 after the last token of each.
+            cached = torch.int8 if kv == "int8" else model.norm.weight.dtype
+            return NativeRunner(model, blocks, threads=torch.get_num_threads(), kv=cached)
+        require(choice == "auto", f"the native kernels cannot be used: {why}", hint="runner='torch'")
+        _say_once(f"native kernels are not used ({why}): computing with PyTorch")
+    return TorchRunner(model, blocks=blocks, kv=kv, invariant=choice == "invariant")
 
-        A prompt that several requests share (samples of one answer) is read once. `longest` is how many positions a
-        slot may come to need soon; it saves growing the cache step by step.
-        """
-        row_of: dict[tuple[int, ...], int] = {}
-        rows = [row_of.setdefault(tuple(prompt), len(row_of)) for prompt in prompts]
-        width = max(map(len, prompts))
-        self.cache.reserve(first + len(prompts), max(width, longest))
-        last = self._read(list(row_of), first, width)
-        if len(row_of) < len(prompts):
-            self.cache.spread(first, rows, width)
-        return self.model.output(last).float()[rows]
 
-    def _read(self, prompts: list[tuple[int, ...]], first: int, width: int) -> Tensor:
-        """The hidden state (B, D) after the last token of each prompt, chunk by chunk."""
-        lengths = torch.tensor([len(p) for p in prompts])
-        tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
-        for row, prompt in zip(tokens, prompts):
-            row[: len(prompt)] = torch.tensor(prompt)
-        last = torch.empty(len(prompts), self.model.config.dim, dtype=self.model.norm.weight.dtype)
-        for start in range(0, width, PREFILL_CHUNK):
-            chunk = tokens[:, start : start + PREFILL_CHUNK]
-            positions = torch.arange(start, start + chunk.shape[1]).expand_as(chunk)
-            hidden = self.model.hidden(chunk, positions, self.cache.prefill(first, start))
-            ends = ((lengths > start) & (lengths <= start + chunk.shape[1])).nonzero()[:, 0]
-            last[ends] = hidden[ends, lengths[ends] - 1 - start]
-        return last
+def _unfit(model: Llama) -> str | None:
+    """Why the native kernels cannot run `model` here; None if they can."""
+    if model.norm.weight.device.type != "cpu":
+        return f"the model is on {model.norm.weight.device}"
+    try:
+        from puna.inference import native
+    except ImportError as error:
+        return str(error)
+    return native.unfit(model)
 
-    def decode(self, tokens: list[int], positions: list[int]) -> Tensor:
-        """Read one token for each of the first n slots at its position; logits (n, V) float32."""
-        self.cache.reserve(len(tokens), max(positions) + 1)
-        at = torch.tensor(positions)
-        attend = self.cache.decode(at)
-        return self.model(torch.tensor(tokens)[:, None], at[:, None], attend)[:, 0].float()
+
+def _blocks(model: Llama, cache_bytes: int | None, kv: str) -> int:
+    weight = model.norm.weight
+    per_block = bytes_per_token(model.config, weight.dtype, kv) * BLOCK_TOKENS
+    if cache_bytes is None:
+        whole = -(-model.config.context // BLOCK_TOKENS) * per_block
+        cache_bytes = min(max(CACHE_BYTES, whole), _memory(weight.device) // 2)
+    too_little = f"cache_bytes={cache_bytes:,} is less than a block of the cache takes: {per_block:,}"
+    require(cache_bytes >= per_block, too_little)
+    return cache_bytes // per_block
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes: those of the machine, or those that are free on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not on every system
+        return 4 * CACHE_BYTES
+
+
+def _say_once(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        log.info(line)
