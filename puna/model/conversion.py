@@ -11,18 +11,21 @@ written anew from the same vocabulary; its ids never change. The result appears 
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from puna import log
 from puna.artifacts import replacing
 from puna.errors import ArtifactError, ConfigError
-from puna.model.checkpoint import save_model
+from puna.model.checkpoint import save_model, write_folder
 from puna.model.gguf import KINDS, GgufFile, write_gguf
 from puna.model.gguf.vocabulary import Vocabulary
 from puna.model.meta import write_meta
 from puna.model.opening import checkpoint_tokenizer, load_checkpoint, open_checkpoint
+from puna.model.sizes import LlamaConfig
 from puna.tokenizer.bpe import MODEL_FILE, Tokenizer, write_ranks
 from puna.tokenizer.load import AnyTokenizer
 from puna.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -69,6 +72,27 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
             save_model(model, ours, folder)
         if ours is None and source.is_dir():
             _copy_tokenizer(source, folder)
+
+
+def write_folder_of(
+    source: Path, config: LlamaConfig, out: Path, dtype: torch.dtype, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Everything of a Hugging Face folder but the weights, with the tokenizer of the checkpoint at `source`, if it has one.
+
+    `extra` is added to config.json. What cannot be carried along is said.
+    """
+    tokenizer = _tokenizer_of(source)
+    if isinstance(tokenizer, Tokenizer):
+        with tempfile.TemporaryDirectory() as scratch:
+            write_ranks(Path(scratch) / MODEL_FILE, tokenizer.ranks)
+            write_folder(config, Path(scratch), out, dtype, extra)
+        return
+    ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.stop_ids)}
+    write_folder(config, None, out, dtype, ids | dict(extra or {}))
+    if source.is_dir():
+        _copy_tokenizer(source, out)
+    elif tokenizer is not None:
+        log.warn(f"the SentencePiece vocabulary inside {source} stays there: {out} will have no tokenizer of its own")
 
 
 class replacing_folder:

@@ -19,10 +19,10 @@ from puna.model.detect import Kind as CheckpointKind
 from puna.model.detect import kind_of
 from puna.model.gguf import GgufFile, load_gguf
 from puna.model.gguf.vocabulary import to_tokenizer
-from puna.model.inspect import Weights
 from puna.model.llama import Llama
 from puna.model.meta import MetaFiles, load_meta
 from puna.model.sizes import LlamaConfig
+from puna.model.weights import Weights
 from puna.tokenizer.load import AnyTokenizer, load_tokenizer
 from puna.tokenizer.sentencepiece import Kind, Piece, SentencePieceTokenizer
 

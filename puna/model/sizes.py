@@ -81,6 +81,28 @@ class LlamaConfig:
         return 6 * matrices + attention // (2 if causal else 1)
 
 
+def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a Llama, by Meta's names. Nothing is allocated, whatever sizes `config` claims."""
+    width, heads, kv = config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    found = {"tok_embeddings.weight": (config.vocab_size, width), "norm.weight": (width,)}
+    if not config.tied:
+        found["output.weight"] = (config.vocab_size, width)
+    layer = {
+        "attention.wq": (heads, width),
+        "attention.wk": (kv, width),
+        "attention.wv": (kv, width),
+        "attention.wo": (width, heads),
+        "feed_forward.w1": (config.ffn_dim, width),
+        "feed_forward.w2": (width, config.ffn_dim),
+        "feed_forward.w3": (config.ffn_dim, width),
+        "attention_norm": (width,),
+        "ffn_norm": (width,),
+    }
+    for index in range(config.n_layers):
+        found |= {f"layers.{index}.{module}.weight": shape for module, shape in layer.items()}
+    return found
+
+
 def _llama1(dim: int, layers: int, heads: int, ffn: int) -> LlamaConfig:
     return LlamaConfig(
         dim=dim, n_layers=layers, n_heads=heads, n_kv_heads=heads, head_dim=128, ffn_dim=ffn,

@@ -5,25 +5,29 @@ Hugging Face's names and row order, and config.json says how under `puna_quantis
 embedding and the output matrix have bits of their own: they are what small models are most sensitive to, and in large
 ones a small part of the whole.
 
-Each matrix's result is kept until the end, so that an interrupted run goes on where it was, and no more than one matrix
-is in memory.
+Each matrix's result is kept until the end, so that an interrupted run goes on where it was, and no more than one packed
+matrix is in memory, whatever format the weights come from.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from puna.artifacts import WORK, Artifact, stage
 from puna.config import require, to_json
 from puna.log import track
-from puna.model.checkpoint import QUANTISED, WEIGHTS, WeightFiles, load_config, write_folder
-from puna.model.convert import meta_name
+from puna.model.checkpoint import QUANTISED, WEIGHTS
+from puna.model.conversion import write_folder_of
+from puna.model.convert import hf_name, meta_name
+from puna.model.opening import open_checkpoint
+from puna.model.sizes import tensor_shapes
 from puna.model.tensorfile import Pending, TensorFile, pending, write_tensors
+from puna.model.weights import Weights
 from puna.quant.groups import dequantise_matrix, quantise_matrix
-from puna.tokenizer.bpe import MODEL_FILE
 
 UNQUANTISED = 16
 
@@ -46,25 +50,25 @@ class QuantConfig:
 
 @stage("quantised")
 def quantise(config: QuantConfig, checkpoint: Artifact | Path, *, out: Path) -> dict[str, Any]:
-    """Write the quantised form of `checkpoint` into `out`.
+    """Write the quantised form of `checkpoint`, of any format that `model.opening` knows, into `out`.
 
     Metrics: `parameters`, `bytes` of the weights and `checkpoint_bytes` of those they were made from,
     `bits_per_weight` over everything, and `relative_error` of each matrix: rms(w - w') / rms(w).
     Raises `ArtifactError` for a damaged checkpoint, `DataError` for weights that are not finite.
     """
     source = checkpoint.path if isinstance(checkpoint, Artifact) else Path(checkpoint)
-    shape = load_config(source)
     work = out / WORK
     work.mkdir(parents=True, exist_ok=True)
-    with WeightFiles(source) as files:
-        names = sorted(n for n in files.names if meta_name(n) and not (shape.tied and n == "lm_head.weight"))
-        for name in track(names, "quantise", unit="matrices"):
+    with open_checkpoint(source) as opened:
+        shape, weights = opened.config, opened.weights
+        shapes = {hf_name(name): size for name, size in tensor_shapes(shape).items()}
+        weights.expect(shapes)
+        for name in track(sorted(shapes), "quantise", unit="matrices"):
             if not (work / name).exists():
-                _quantise_one(config, files, name, work / name)
-        checkpoint_bytes = sum(files.bytes(name) for name in names)
-    tokenizer = source if (source / MODEL_FILE).is_file() else None
-    write_folder(shape, tokenizer, out, torch.bfloat16, {QUANTISED: to_json(config)})
-    errors, size = _assemble([work / name for name in names], out / WEIGHTS)
+                _quantise_one(config, weights, name, work / name)
+        checkpoint_bytes = sum(weights.bytes(name) for name in shapes)
+    write_folder_of(source, shape, out, torch.bfloat16, {QUANTISED: to_json(config)})
+    errors, size = _assemble([work / name for name in sorted(shapes)], out / WEIGHTS)
     return {
         "parameters": shape.parameters,
         "bytes": size,
@@ -80,24 +84,27 @@ def part_names(name: str) -> tuple[str, str]:
     return stem + "codes", stem + "scales"
 
 
-def _quantise_one(config: QuantConfig, files: WeightFiles, name: str, out: Path) -> None:
-    """Quantise one tensor into a file of its own."""
-    weight, bits = files.read(name), config.bits_of(meta_name(name))
-    if weight.ndim == 1:
-        write_tensors(out, {name: pending(weight, torch.float32)}, {})
-    elif bits == UNQUANTISED:
-        _write_with_error(out, {name: pending(weight, torch.bfloat16)}, weight, weight.bfloat16())
-    else:
-        packed = quantise_matrix(weight, bits, config.group_size)
-        codes, scales = part_names(name)
-        parts = {codes: pending(packed.codes), scales: pending(packed.scales)}
-        _write_with_error(out, parts, weight, dequantise_matrix(packed))
-
-
-def _write_with_error(out: Path, parts: Mapping[str, Pending], weight: torch.Tensor, again: torch.Tensor) -> None:
-    weight = weight.float()
-    error = (weight - again.float()).square().mean().sqrt() / weight.square().mean().sqrt().clamp_min(1e-12)
-    write_tensors(out, parts, {"relative_error": f"{float(error):.6g}"})
+def _quantise_one(config: QuantConfig, weights: Weights, name: str, out: Path) -> None:
+    """Quantise one tensor into a file of its own, a few megabytes of it at a time."""
+    bits = config.bits_of(meta_name(name))
+    if len(weights.shape(name)) == 1:
+        write_tensors(out, {name: pending(weights.read(name), torch.float32)}, {})
+        return
+    parts: list[tuple[Tensor, ...]] = []
+    wrong = whole = 0.0
+    for _, piece in weights.pieces(name):
+        piece = piece.float()
+        if bits == UNQUANTISED:
+            made, again = (piece.bfloat16(),), piece.bfloat16().float()
+        else:
+            packed = quantise_matrix(piece, bits, config.group_size)
+            made, again = (packed.codes, packed.scales), dequantise_matrix(packed)
+        parts.append(made)
+        wrong += float((piece - again).double().square().sum())
+        whole += float(piece.double().square().sum())
+    names = (name,) if bits == UNQUANTISED else part_names(name)
+    joined = {part: pending(torch.cat(rows)) for part, rows in zip(names, zip(*parts))}
+    write_tensors(out, joined, {"relative_error": f"{math.sqrt(wrong / max(whole, 1e-30)):.6g}"})
 
 
 def _assemble(parts: list[Path], out: Path) -> tuple[dict[str, float], int]:

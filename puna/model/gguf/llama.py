@@ -32,7 +32,7 @@ from puna.model.convert import hf_name, is_rotary, to_hf_rows
 from puna.model.gguf.format import Container
 from puna.model.gguf.vocabulary import Vocabulary, read_vocabulary
 from puna.model.llama import Llama, rope_frequencies
-from puna.model.sizes import LlamaConfig, RopeScaling
+from puna.model.sizes import LlamaConfig, RopeScaling, tensor_shapes
 
 ROPE_FREQS = "rope_freqs.weight"
 SCALING = "puna.rope_scaling"  # our own settings, one for each field of `RopeScaling`
@@ -60,28 +60,6 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{_INSIDE[module]}.weight"
 
 
-def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a Llama, by Meta's names. Nothing is allocated, whatever sizes `config` claims."""
-    width, heads, kv = config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    found = {"tok_embeddings.weight": (config.vocab_size, width), "norm.weight": (width,)}
-    if not config.tied:
-        found["output.weight"] = (config.vocab_size, width)
-    layer = {
-        "attention.wq": (heads, width),
-        "attention.wk": (kv, width),
-        "attention.wv": (kv, width),
-        "attention.wo": (width, heads),
-        "feed_forward.w1": (config.ffn_dim, width),
-        "feed_forward.w2": (width, config.ffn_dim),
-        "feed_forward.w3": (config.ffn_dim, width),
-        "attention_norm": (width,),
-        "ffn_norm": (width,),
-    }
-    for index in range(config.n_layers):
-        found |= {f"layers.{index}.{module}.weight": shape for module, shape in layer.items()}
-    return found
-
-
 def load_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
     """The model in a GGUF file, its weights in `dtype`, on the CPU.
 
@@ -107,7 +85,7 @@ class GgufFile:
         try:
             self.settings = self._container.metadata
             self.config = _read_config(self._container)
-            wanted = shapes(self.config)
+            wanted = tensor_shapes(self.config)
             self._home = {hf_name(name): gguf_name(name) for name in wanted}
             self._rotary = {hf_name(name) for name in wanted if is_rotary(name)}
             self._check({gguf_name(name): shape for name, shape in wanted.items()})
