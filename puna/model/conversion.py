@@ -54,7 +54,7 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
         raise ConfigError(f"{form!r} is not a number format of {to}", hint=f"one of {', '.join(accepted)}")
     if out.exists():
         raise ArtifactError(f"{out} exists", hint="give a new name, or remove it")
-    tokenizer = _tokenizer_of(source)
+    tokenizer = tokenizer_of(source)
     # Quantised kinds are made from what the source holds exactly; bfloat16 would be rounded twice.
     model = load_checkpoint(source, DTYPES.get(form, torch.float32))
     if to == "gguf":
@@ -81,7 +81,7 @@ def write_folder_of(
 
     `extra` is added to config.json. What cannot be carried along is said.
     """
-    tokenizer = _tokenizer_of(source)
+    tokenizer = tokenizer_of(source)
     if isinstance(tokenizer, Tokenizer):
         with tempfile.TemporaryDirectory() as scratch:
             write_ranks(Path(scratch) / MODEL_FILE, tokenizer.ranks)
@@ -121,7 +121,7 @@ def _form_of(source: Path) -> str:
     return form if form in DTYPES else "BF16"
 
 
-def _tokenizer_of(source: Path) -> AnyTokenizer | None:
+def tokenizer_of(source: Path) -> AnyTokenizer | None:
     """The source's tokenizer, or None if it has no file of one."""
     if source.is_dir() and not any((source / name).is_file() for name in _TOKENIZER_FILES[:2]):
         return None

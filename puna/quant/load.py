@@ -18,10 +18,11 @@ from puna.errors import ArtifactError, ConfigError
 from puna.model.checkpoint import CONFIG, QUANTISED, WeightFiles, empty_model, load_config, read_json
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.llama import Llama
-from puna.model.sizes import LlamaConfig
-from puna.quant.groups import Packed, code_dtype, dequantise_matrix, packed_shapes
+from puna.model.sizes import LlamaConfig, tensor_shapes
+from puna.quant.forms import UNQUANTISED, QuantConfig
+from puna.quant.groups import Packed, code_dtype, dequantise_matrix
 from puna.quant.modules import QuantEmbedding, QuantLinear, QuantMatrix
-from puna.quant.stage import UNQUANTISED, QuantConfig, part_names
+from puna.quant.parts import part_names, part_shapes
 
 EXPAND_BELOW = 1 << 30  # bytes
 
@@ -68,12 +69,13 @@ class _Source:
         return self._ordered(name, self.files.read(hf_name(name)))
 
     def packed(self, name: str, columns: int) -> Packed:
-        codes, scales = (self._ordered(name, self.files.read(part)) for part in part_names(hf_name(name)))
-        bits = self.quant.bits_of(name)
-        if codes.dtype != code_dtype(bits) or scales.dtype != torch.float16:
+        form = self.quant.form_of(name)
+        parts = (self._ordered(name, self.files.read(part)) for part in part_names(hf_name(name), form))
+        codes, scales, *offsets = parts
+        if codes.dtype != code_dtype(form.bits) or any(t.dtype != torch.float16 for t in (scales, *offsets)):
             found = f"{self.files.path}: {hf_name(name)} is stored as {codes.dtype} with {scales.dtype}"
             raise ArtifactError(found, hint="config.json and the weights do not belong together")
-        return Packed(codes, scales, columns, bits, self.quant.group_size)
+        return Packed(codes, scales, columns, form.bits, form.group_size, offsets[0] if offsets else None)
 
     def _ordered(self, name: str, rows: Tensor) -> Tensor:
         return to_meta_rows(rows, self.config.head_dim) if is_rotary(name) else rows
@@ -82,12 +84,8 @@ class _Source:
 def _shapes(config: LlamaConfig, quant: QuantConfig) -> dict[str, tuple[int, ...]]:
     """What the file must hold."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, weight in _skeleton(config).named_parameters():
-        bits = quant.bits_of(name)
-        if weight.ndim == 1 or bits == UNQUANTISED:
-            shapes[hf_name(name)] = tuple(weight.shape)
-        else:
-            shapes.update(zip(part_names(hf_name(name)), packed_shapes(*weight.shape, bits, quant.group_size)))
+    for name, shape in tensor_shapes(config).items():
+        shapes.update(part_shapes(hf_name(name), shape, quant.form_of(name)))
     return shapes
 
 

@@ -1,60 +1,60 @@
 """Quantise a checkpoint: weights only, group by group, matrix by matrix.
 
-The result is a model folder like the checkpoint's, in which each matrix is two tensors, `….codes` and `….scales`, in
-Hugging Face's names and row order, and config.json says how under `puna_quantisation`. Norms stay as they are. The
-embedding and the output matrix have bits of their own: they are what small models are most sensitive to, and in large
-ones a small part of the whole.
+The result is a model folder like the checkpoint's, in which each matrix is two tensors, `….codes` and `….scales` (and
+`….offsets`, if it has any), in Hugging Face's names and row order, and config.json says how under `puna_quantisation`.
+Norms stay as they are. The embedding and the output matrix have bits of their own: they are what small models are most
+sensitive to, and in large ones a small part of the whole.
 
-Each matrix's result is kept until the end, so that an interrupted run goes on where it was, and no more than one packed
-matrix is in memory, whatever format the weights come from.
+    forms      every matrix's form: a uniform one, or chosen under a budget     forms.py, sensitivity.py, budget.py
+    rounding   to the nearest code, or calibrated on text                       groups.py, gptq.py, calibrate.py
+    loss       against the original, on held-out text                           quality.py
+
+Each matrix's result is kept until the end, so that an interrupted run goes on where it was, and no more than a layer is
+in memory, whatever format the weights come from.
 """
 
-import math
-from dataclasses import dataclass
+import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from puna.artifacts import WORK, Artifact, stage
-from puna.config import require, to_json
-from puna.log import track
-from puna.model.checkpoint import QUANTISED, WEIGHTS
-from puna.model.conversion import write_folder_of
-from puna.model.convert import hf_name, meta_name
+from puna import log
+from puna.artifacts import WORK, Artifact, stage, write_atomic
+from puna.config import to_json
+from puna.errors import DataError
+from puna.model.checkpoint import CONFIG, QUANTISED, WEIGHTS
+from puna.model.conversion import tokenizer_of, write_folder_of
+from puna.model.convert import hf_name
 from puna.model.opening import open_checkpoint
-from puna.model.sizes import tensor_shapes
-from puna.model.tensorfile import Pending, TensorFile, pending, write_tensors
-from puna.model.weights import Weights
-from puna.quant.groups import dequantise_matrix, quantise_matrix
+from puna.model.sizes import LlamaConfig, tensor_shapes
+from puna.quant import sensitivity
+from puna.quant.budget import CHOICES, Choice, Option, choose
+from puna.quant.calibrate import calibrate
+from puna.quant.forms import UNQUANTISED, Form, QuantConfig, parse_budget
+from puna.quant.layers import Stored
+from puna.quant.parts import Written, assemble, weights_file_bytes, write_nearest
+from puna.quant.quality import in_words, measure
+from puna.quant.sample import ROW, Text, rows_of, texts_of
+from puna.tokenizer.load import AnyTokenizer
 
-UNQUANTISED = 16
+__all__ = ["UNQUANTISED", "QuantConfig", "quantise"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class QuantConfig:
-    """How weights become integers (`groups.py`)."""
-
-    bits: Literal[4, 8] = 4
-    group_size: int = 32  # weights that share a scale
-    embedding_bits: Literal[4, 8, 16] = 8  # of the embedding and the output; 16 keeps them as bfloat16
-
-    def __post_init__(self) -> None:
-        require(self.group_size > 0, f"group_size={self.group_size} must be positive", hint="32, 64 and 128 are usual")
-
-    def bits_of(self, name: str) -> int:
-        """The bits of the matrix that Meta calls `name`."""
-        return self.embedding_bits if name.startswith(("tok_embeddings", "output")) else self.bits
+_PLAN = "plan.json"  # in the work folder: what was chosen under a budget
 
 
 @stage("quantised")
-def quantise(config: QuantConfig, checkpoint: Artifact | Path, *, out: Path) -> dict[str, Any]:
+def quantise(
+    config: QuantConfig, checkpoint: Artifact | Path, calibration: Text = None, heldout: Text = None, *, out: Path
+) -> dict[str, Any]:
     """Write the quantised form of `checkpoint`, of any format that `model.opening` knows, into `out`.
 
-    Metrics: `parameters`, `bytes` of the weights and `checkpoint_bytes` of those they were made from,
-    `bits_per_weight` over everything, and `relative_error` of each matrix: rms(w - w') / rms(w).
-    Raises `ArtifactError` for a damaged checkpoint, `DataError` for weights that are not finite.
+    `calibration` is the text for calibration and for sensitivities, `heldout` that on which the loss is measured; see
+    `sample.py` for what they may be. Metrics: `parameters`, `bytes` of the weights and `checkpoint_bytes` of those they
+    were made from, `bits_per_weight` over everything, `relative_error` of each matrix (rms(w - w') / rms(w)), its `forms`
+    where they differ, how it was `rounded`, `quality` (see `quality.py`; None without a tokenizer) and, under a budget,
+    `plan`. Raises `ArtifactError` for a damaged checkpoint, `DataError` for weights that are not finite or text that is
+    needed and missing, `ConfigError` for a budget that is too small.
     """
     source = checkpoint.path if isinstance(checkpoint, Artifact) else Path(checkpoint)
     work = out / WORK
@@ -63,66 +63,128 @@ def quantise(config: QuantConfig, checkpoint: Artifact | Path, *, out: Path) -> 
         shape, weights = opened.config, opened.weights
         shapes = {hf_name(name): size for name, size in tensor_shapes(shape).items()}
         weights.expect(shapes)
-        for name in track(sorted(shapes), "quantise", unit="matrices"):
-            if not (work / name).exists():
-                _quantise_one(config, weights, name, work / name)
+        reader, tokenizer = Stored(weights, shape), tokenizer_of(source)
+        write_folder_of(source, shape, out, torch.bfloat16, {QUANTISED: to_json(config)})
+        plan: dict[str, Any] = {}
+        if config.budget:
+            config, plan = _planned(config, shape, reader, _needed(tokenizer, source), calibration, out)
+        forms = {hf_name(name): config.form_of(name) for name in tensor_shapes(shape)}
+        _each_nearest(weights, forms, [n for n in forms if n not in _calibrated_names(config, shape)], work)
+        if config.calibrate:
+            tokens = rows_of(
+                texts_of(calibration, "calibration"), _needed(tokenizer, source), config.calibration_tokens, _row(shape)
+            )
+            calibrate(shape, weights, reader, forms, tokens, work)
+        quality = None
+        if config.quality_tokens and tokenizer is None:
+            log.warn(f"{source} has no tokenizer: what quantisation costs is not measured")
+        elif config.quality_tokens:
+            tokens = rows_of(texts_of(heldout, "heldout"), tokenizer, config.quality_tokens, _row(shape))
+            quality = measure(shape, reader, Written(work, shape, forms, reader), tokens, tokenizer.vocab_size)
+            log.info(in_words(quality))
         checkpoint_bytes = sum(weights.bytes(name) for name in shapes)
-    write_folder_of(source, shape, out, torch.bfloat16, {QUANTISED: to_json(config)})
-    errors, size = _assemble([work / name for name in sorted(shapes)], out / WEIGHTS)
+    errors, ways, size = assemble([work / name for name in sorted(shapes)], out / WEIGHTS)
     return {
         "parameters": shape.parameters,
         "bytes": size,
         "checkpoint_bytes": checkpoint_bytes,
         "bits_per_weight": 8 * size / shape.parameters,
         "relative_error": errors,
+        "rounded": {way: list(ways.values()).count(way) for way in sorted(set(ways.values()))},
+        "quality": quality,
+        **plan,
     }
 
 
-def part_names(name: str) -> tuple[str, str]:
-    """The names of the codes and scales of the matrix `name`."""
-    stem = name.removesuffix("weight")
-    return stem + "codes", stem + "scales"
+def _each_nearest(weights: Any, forms: dict[str, Form], names: list[str], work: Path) -> None:
+    for name in log.track(sorted(names), "quantise", unit="matrices"):
+        if not (work / name).exists():
+            write_nearest(weights, name, forms[name], work / name)
 
 
-def _quantise_one(config: QuantConfig, weights: Weights, name: str, out: Path) -> None:
-    """Quantise one tensor into a file of its own, a few megabytes of it at a time."""
-    bits = config.bits_of(meta_name(name))
-    if len(weights.shape(name)) == 1:
-        write_tensors(out, {name: pending(weights.read(name), torch.float32)}, {})
-        return
-    parts: list[tuple[Tensor, ...]] = []
-    wrong = whole = 0.0
-    for _, piece in weights.pieces(name):
-        piece = piece.float()
-        if bits == UNQUANTISED:
-            made, again = (piece.bfloat16(),), piece.bfloat16().float()
-        else:
-            packed = quantise_matrix(piece, bits, config.group_size)
-            made, again = (packed.codes, packed.scales), dequantise_matrix(packed)
-        parts.append(made)
-        wrong += float((piece - again).double().square().sum())
-        whole += float(piece.double().square().sum())
-    names = (name,) if bits == UNQUANTISED else part_names(name)
-    joined = {part: pending(torch.cat(rows)) for part, rows in zip(names, zip(*parts))}
-    write_tensors(out, joined, {"relative_error": f"{math.sqrt(wrong / max(whole, 1e-30)):.6g}"})
+def _calibrated_names(config: QuantConfig, shape: LlamaConfig) -> set[str]:
+    """What `calibrate` writes: the layers' matrices, and an output matrix that is not the embedding."""
+    if not config.calibrate:
+        return set()
+    names = {n for n, size in tensor_shapes(shape).items() if len(size) == 2 and n.startswith("layers.")}
+    if not shape.tied and config.bits_of("output.weight") != UNQUANTISED:
+        names.add("output.weight")
+    return {hf_name(name) for name in names}
 
 
-def _assemble(parts: list[Path], out: Path) -> tuple[dict[str, float], int]:
-    """Join the tensors of all files into one; returns each matrix's error and the bytes of all tensors."""
-    tensors: dict[str, Pending] = {}
-    errors: dict[str, float] = {}
-    size = 0
-    for part in parts:
-        with TensorFile(part) as file:
-            if "relative_error" in file.metadata:
-                errors[part.name] = float(file.metadata["relative_error"])
-            for name, entry in file.entries.items():
-                tensors[name] = (entry.dtype, entry.shape, lambda part=part, name=name: _read(part, name))
-                size += entry.bytes
-    write_tensors(out, tensors, {"format": "pt"})
-    return errors, size
+def _row(shape: LlamaConfig) -> int:
+    return min(ROW, shape.context)
 
 
-def _read(part: Path, name: str) -> torch.Tensor:
-    with TensorFile(part) as file:
-        return file.read(name)
+def _needed(tokenizer: AnyTokenizer | None, source: Path) -> AnyTokenizer:
+    if tokenizer is None:
+        hint = "put its tokenizer.model beside the weights, or quantise without calibration and budget"
+        raise DataError(f"{source} has no tokenizer, so no text can be read", hint=hint)
+    return tokenizer
+
+
+def _planned(
+    config: QuantConfig, shape: LlamaConfig, reader: Stored, tokenizer: AnyTokenizer, text: Text, out: Path
+) -> tuple[QuantConfig, dict[str, Any]]:
+    """The configuration with a form for each matrix, and what was chosen, for the metrics. Made once, then remembered."""
+    file = out / WORK / _PLAN
+    if not file.is_file():
+        tokens = rows_of(
+            texts_of(text, "calibration"), tokenizer, config.sensitivity_tokens, min(sensitivity.ROW, shape.context)
+        )
+        damages = sensitivity.measure_damages(shape, reader, tokens, CHOICES)
+        sizes = tensor_shapes(shape)
+        options = {n: [Option(f, f.bytes(sizes[n]), d) for f, d in found.items()] for n, found in damages.items()}
+        write_atomic(file, json.dumps(_fit(config, shape, options, out)))
+    plan = json.loads(file.read_text())
+    config = config.with_forms({name: Form.parse(row["form"]) for name, row in plan["forms"].items()})
+    _write_forms(out, config)
+    return config, plan
+
+
+def _fit(config: QuantConfig, shape: LlamaConfig, options: dict[str, list[Option]], out: Path) -> dict[str, Any]:
+    """Choose until everything fits: a size counts all files of the folder but the manifest, bits per weight the tensors."""
+    value, unit = parse_budget(config.budget)
+    sizes = tensor_shapes(shape)
+    norms = sum(Form(UNQUANTISED).bytes(size) for size in sizes.values() if len(size) == 1)
+    budget = int(value * shape.parameters / 8 if unit == "bpw" else value)
+    room = budget - norms
+    while True:
+        chosen = choose(options, room)
+        forms = {name: c.option.form for name, c in chosen.items()}
+        if unit == "bpw":
+            break
+        _write_forms(out, config.with_forms(forms))
+        every = {hf_name(n): forms.get(n, Form(UNQUANTISED)) for n in sizes}
+        total = weights_file_bytes({hf_name(n): size for n, size in sizes.items()}, every) + _other_bytes(out)
+        if total <= budget:
+            break
+        room -= total - budget
+    return {
+        "forms": {name: _row_of(choice) for name, choice in chosen.items()},
+        "predicted_kl": sum(choice.option.damage for choice in chosen.values()),
+        "budget_bytes": budget,
+    }
+
+
+def _row_of(choice: Choice) -> dict[str, Any]:
+    return {
+        "form": str(choice.option.form),
+        "bytes": choice.option.bytes,
+        "damage": choice.option.damage,
+        "gain_per_mb": choice.gain,
+        "next_gain_per_mb": choice.next_gain,
+    }
+
+
+def _write_forms(out: Path, config: QuantConfig) -> None:
+    """Say in config.json how each matrix is stored."""
+    data = json.loads((out / CONFIG).read_text())
+    data[QUANTISED] = to_json(config)
+    write_atomic(out / CONFIG, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _other_bytes(out: Path) -> int:
+    return sum(
+        p.stat().st_size for p in out.iterdir() if p.is_file() and p.name != WEIGHTS and not p.name.startswith(".")
+    )

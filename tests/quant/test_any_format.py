@@ -1,7 +1,5 @@
 """A checkpoint of any format is quantised to the same integers, with its tokenizer; and how large 8B becomes."""
 
-import math
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +11,6 @@ from puna.model.llama import Llama
 from puna.model.opening import checkpoint_tokenizer
 from puna.model.sizes import SIZES, LlamaConfig, tensor_shapes
 from puna.quant import QuantConfig, load_quantised, quantise
-from puna.quant.groups import packed_shapes
 from puna.tokenizer.bpe import MODEL_FILE, write_ranks
 
 SHAPE = LlamaConfig(
@@ -36,8 +33,8 @@ def source(request, tmp_path_factory):
 @pytest.mark.parametrize("to", ["meta", "gguf"])
 def test_every_format_gives_the_same_integers_and_ids(source, tmp_path, to):
     convert(source, tmp_path / "other", to)
-    ours = quantise(QuantConfig(group_size=64), source, out=tmp_path / "a")
-    theirs = quantise(QuantConfig(group_size=64), tmp_path / "other", out=tmp_path / "b")
+    ours = quantise(QuantConfig(group_size=64, quality_tokens=0), source, out=tmp_path / "a")
+    theirs = quantise(QuantConfig(group_size=64, quality_tokens=0), tmp_path / "other", out=tmp_path / "b")
     first, second = (load_file(made.path / "model.safetensors") for made in (ours, theirs))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     text = "herds hum, 3141 of them"
@@ -47,7 +44,7 @@ def test_every_format_gives_the_same_integers_and_ids(source, tmp_path, to):
 
 def test_a_packed_gguf_is_quantised_from_the_numbers_that_it_stands_for(source, tmp_path):
     convert(source, tmp_path / "small.gguf", "gguf", "Q8_0")
-    made = quantise(QuantConfig(bits=8, embedding_bits=16), tmp_path / "small.gguf", out=tmp_path / "q")
+    made = quantise(QuantConfig(bits=8, embedding_bits=16, quality_tokens=0), tmp_path / "small.gguf", out=tmp_path / "q")
     assert made.metrics["checkpoint_bytes"] < 1.2 * made.metrics["parameters"]
     assert max(made.metrics["relative_error"].values()) < 0.007
 
@@ -65,7 +62,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused_before_any_work(source, tmp
 
 
 def test_a_quantised_model_cannot_be_quantised_again(source, tmp_path):
-    made = quantise(QuantConfig(), source, out=tmp_path / "q")
+    made = quantise(QuantConfig(quality_tokens=0), source, out=tmp_path / "q")
     with pytest.raises(ArtifactError, match="we quantised") as error:
         quantise(QuantConfig(bits=8), made.path, out=tmp_path / "qq")
     assert "made from" in error.value.hint
@@ -73,22 +70,16 @@ def test_a_quantised_model_cannot_be_quantised_again(source, tmp_path):
 
 def bytes_of(config: LlamaConfig, quant: QuantConfig) -> int:
     """All tensors of a quantised model; norms are float32."""
-    size = 0
-    for name, shape in tensor_shapes(config).items():
-        bits = quant.bits_of(name)
-        if len(shape) == 1:
-            size += 4 * shape[0]
-        elif bits == 16:
-            size += 2 * math.prod(shape)
-        else:
-            codes, scales = packed_shapes(*shape, bits, quant.group_size)
-            size += math.prod(codes) + 2 * math.prod(scales)
-    return size
+    return sum(quant.form_of(name).bytes(shape) for name, shape in tensor_shapes(config).items())
 
 
 def test_the_arithmetic_of_sizes_is_that_of_the_files(source, tmp_path):
-    for quant in (QuantConfig(bits=8, group_size=64), QuantConfig(bits=4, embedding_bits=16)):
-        made = quantise(quant, source, out=tmp_path / str(quant.bits))
+    for quant in (
+        QuantConfig(bits=8, group_size=64, quality_tokens=0),
+        QuantConfig(bits=4, embedding_bits=16, quality_tokens=0),
+        QuantConfig(bits=4, symmetric=False, quality_tokens=0),
+    ):
+        made = quantise(quant, source, out=tmp_path / f"{quant.bits}{quant.symmetric}")
         assert made.metrics["bytes"] == bytes_of(load_quantised(made.path).config, quant)
 
 
