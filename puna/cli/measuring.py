@@ -138,10 +138,13 @@ def _add_quantize(commands: Any, add_command: Add) -> None:
         _quantize,
         "Write a smaller form of a checkpoint of any format: weights as integers with a scale for each group.",
         """examples:
-  puna quantize models/Llama-3.1-8B small                 4 bits, 8 for the embedding
+  puna quantize models/Llama-3.1-8B small                     4 bits, 8 for the embedding
   puna quantize llama.gguf small --bits 8 --group 128
+  puna quantize models/Llama-3.1-8B small --calibrate text.txt
+  puna quantize models/Llama-3.1-8B small --budget 4.8GB      more bits where they matter most
 
-`puna chat`, `serve` and `eval` take the result as it is. Interrupted, the same command continues.""",
+What it costs is measured on held-out text and kept with the result (`puna show`). `puna chat`, `serve` and `eval` take
+the result as it is. Interrupted, the same command continues.""",
     )
     sub.add_argument("source", type=Path, help="a run's folder, or a checkpoint of any format")
     sub.add_argument("out", type=Path)
@@ -153,22 +156,81 @@ def _add_quantize(commands: Any, add_command: Add) -> None:
     sub.add_argument(
         "--embedding-bits", type=int, choices=(4, 8, 16), default=8, help="of the embedding and the output matrix"
     )
+    sub.add_argument("--asymmetric", action="store_true", help="an offset beside each scale")
+    sub.add_argument(
+        "--calibrate", nargs="?", const="", default=None, metavar="FILE",
+        help="correct rounding by what a text puts into each matrix; without FILE, a sample of text",
+    )  # fmt: skip
+    sub.add_argument("--tokens", type=int, default=131_072, help="of the calibration text")
+    sub.add_argument(
+        "--budget",
+        default="",
+        metavar="SIZE",
+        help="4.8GB (all files) or 4.5bpw (bits per weight): choose each matrix's bits",
+    )
+    sub.add_argument("--heldout", type=Path, default=None, metavar="FILE", help="text to measure the loss on")
+    sub.add_argument("--quality-tokens", type=int, default=16_384, help="of that text; 0: do not measure")
+    sub.add_argument("--threads", type=int, default=None)
 
 
 def _quantize(options: argparse.Namespace) -> int:
+    import torch
+
     from puna.model.opening import open_checkpoint
+    from puna.posttrain.suites import documents_of
     from puna.quant import QuantConfig, quantise
 
     source, out = model_path(options.source), options.out
     _refuse_foreign(out)
     with open_checkpoint(source) as opened:
         group = options.group or (64 if opened.config.parameters >= LARGE else 32)
-    config = QuantConfig(bits=options.bits, group_size=group, embedding_bits=options.embedding_bits)
-    made = quantise(config, _input(source), out=out)
-    m = made.metrics
-    print(f"{out}: {_gigabytes(m['bytes'])} of weights, {m['bits_per_weight']:.2f} bits each", end="")
-    print(f" (from {_gigabytes(m['checkpoint_bytes'])})")
+    config = QuantConfig(
+        bits=options.bits,
+        group_size=group,
+        embedding_bits=options.embedding_bits,
+        symmetric=not options.asymmetric,
+        calibrate=options.calibrate is not None,
+        calibration_tokens=options.tokens,
+        budget=options.budget,
+        quality_tokens=options.quality_tokens,
+    )
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    own = documents_of(source)
+    calibration = Path(options.calibrate) if options.calibrate else own
+    made = quantise(config, _input(source), calibration, options.heldout or own, out=out)
+    print("\n".join(_made(out, made.metrics)))
     return 0
+
+
+def _made(out: Path, metrics: dict[str, Any]) -> list[str]:
+    from puna.quant.quality import in_words
+
+    lines = _plan_lines(metrics) if "forms" in metrics else []
+    size, before = _gigabytes(metrics["bytes"]), _gigabytes(metrics["checkpoint_bytes"])
+    lines.append(f"{out}: {size} of weights, {metrics['bits_per_weight']:.2f} bits each (from {before})")
+    if metrics["quality"]:
+        lines.append(in_words(metrics["quality"]))
+    return lines
+
+
+def _plan_lines(metrics: dict[str, Any]) -> list[str]:
+    """What each matrix got, a line for each layer, and what the next megabyte would have bought."""
+    rows = metrics["forms"]
+    owners: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        layer, _, matrix = name.removesuffix(".weight").rpartition(".")
+        owner = f"layer {layer.split('.')[1]}" if name.startswith("layers.") else matrix
+        owners.setdefault(owner, []).append(f"{matrix} {row['form']}" if owner != matrix else row["form"])
+    lines = ["bits/group of each matrix; the more predicted loss (KL) a megabyte saves there, the more it gets:"]
+    for owner in sorted(owners, key=lambda o: (not o.startswith("layer"), len(o), o)):
+        lines.append(f"  {owner:<15}" + "  ".join(owners[owner]))
+    for title, key in (("worst served", "damage"), ("best use of another megabyte", "next_gain_per_mb")):
+        name = max(rows, key=lambda n: rows[n][key])
+        unit = "nats lost" if key == "damage" else "nats saved"
+        lines.append(f"  {title}: {name} ({rows[name]['form']}), {rows[name][key]:.2g} {unit}")
+    lines.append(f"  predicted KL {metrics['predicted_kl']:.5f} nats, if each matrix were rounded to the nearest")
+    return lines
 
 
 def _input(source: Path) -> Any:

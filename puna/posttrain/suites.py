@@ -51,13 +51,18 @@ def ancestor(path: Path, *, kind: str = "", made_by: str = "") -> Artifact | Non
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
+def documents_of(path: Path) -> Artifact | None:
+    """The documents that the model at `path` was pretrained on, if they are still where they were."""
+    tokens = ancestor(path, kind="tokens")
+    return tokens and ancestor(tokens.path, kind="documents")
+
+
 def text_for(path: Path, files: Sequence[Path], config: HeldoutConfig) -> SuiteText:
     """The given files, whole, in pieces of `config.excerpt_bytes`; or a held-out sample for the model at `path`."""
     if files:
         texts = ((name, Path(name).name, text) for name, text in read_files(files))
         return SuiteText(origin=", ".join(map(str, files)), excerpts=cut(texts, config.excerpt_bytes))
-    tokens = ancestor(path, kind="tokens")
-    documents = tokens and ancestor(tokens.path, kind="documents")
+    documents = documents_of(path)
     if documents:
         return SuiteText(
             origin=f"held out from its own run ({documents.path})", excerpts=sample_excerpts(documents, config)

@@ -52,9 +52,9 @@ def choose(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Ch
     Raises `ConfigError` if even the smallest options take more; it says how much they take.
     """
     edges = {name: lower_edge(found) for name, found in sorted(options.items())}
-    size = sum(edge[0].bytes for edge in edges.values())
+    size = smallest(options)
     if size > budget:
-        hint = f"the smallest that it can be is {size:,} bytes"
+        hint = f"the smallest that they can be is {size:,} bytes"
         raise ConfigError(f"the matrices do not fit into {budget:,} bytes", hint=hint)
     place = dict.fromkeys(edges, 0)
     heap = [(-_gain(edge, 1), name) for name, edge in edges.items() if len(edge) > 1]
@@ -70,6 +70,11 @@ def choose(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Ch
         if at + 2 < len(edge):
             heapq.heappush(heap, (-_gain(edge, at + 2), name))
     return {name: _choice(edges[name], at) for name, at in place.items()}
+
+
+def smallest(options: Mapping[str, Sequence[Option]]) -> int:
+    """The bytes of all matrices, each in its smallest form."""
+    return sum(min(option.bytes for option in found) for found in options.values())
 
 
 def _choice(edge: Sequence[Option], at: int) -> Choice:

@@ -22,19 +22,19 @@ import torch
 from puna import log
 from puna.artifacts import WORK, Artifact, stage, write_atomic
 from puna.config import to_json
-from puna.errors import DataError
+from puna.errors import ConfigError, DataError
 from puna.model.checkpoint import CONFIG, QUANTISED, WEIGHTS
 from puna.model.conversion import tokenizer_of, write_folder_of
 from puna.model.convert import hf_name
 from puna.model.opening import open_checkpoint
 from puna.model.sizes import LlamaConfig, tensor_shapes
 from puna.quant import sensitivity
-from puna.quant.budget import CHOICES, Choice, Option, choose
+from puna.quant.budget import CHOICES, Choice, Option, choose, smallest
 from puna.quant.calibrate import calibrate
 from puna.quant.forms import UNQUANTISED, Form, QuantConfig, parse_budget
 from puna.quant.layers import Stored
 from puna.quant.parts import Written, assemble, weights_file_bytes, write_nearest
-from puna.quant.quality import in_words, measure
+from puna.quant.quality import measure
 from puna.quant.sample import ROW, Text, rows_of, texts_of
 from puna.tokenizer.load import AnyTokenizer
 
@@ -81,7 +81,6 @@ def quantise(
         elif config.quality_tokens:
             tokens = rows_of(texts_of(heldout, "heldout"), tokenizer, config.quality_tokens, _row(shape))
             quality = measure(shape, reader, Written(work, shape, forms, reader), tokens, tokenizer.vocab_size)
-            log.info(in_words(quality))
         checkpoint_bytes = sum(weights.bytes(name) for name in shapes)
     errors, ways, size = assemble([work / name for name in sorted(shapes)], out / WEIGHTS)
     return {
@@ -150,6 +149,12 @@ def _fit(config: QuantConfig, shape: LlamaConfig, options: dict[str, list[Option
     budget = int(value * shape.parameters / 8 if unit == "bpw" else value)
     room = budget - norms
     while True:
+        if smallest(options) > room:
+            least = smallest(options) + budget - room
+            size = f"{8 * least / shape.parameters:.4f}bpw" if unit == "bpw" else f"{least:,} bytes"
+            raise ConfigError(
+                f"the budget {config.budget} is too small", hint=f"the smallest that this can be is {size}"
+            )
         chosen = choose(options, room)
         forms = {name: c.option.form for name, c in chosen.items()}
         if unit == "bpw":

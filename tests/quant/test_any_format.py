@@ -44,7 +44,9 @@ def test_every_format_gives_the_same_integers_and_ids(source, tmp_path, to):
 
 def test_a_packed_gguf_is_quantised_from_the_numbers_that_it_stands_for(source, tmp_path):
     convert(source, tmp_path / "small.gguf", "gguf", "Q8_0")
-    made = quantise(QuantConfig(bits=8, embedding_bits=16, quality_tokens=0), tmp_path / "small.gguf", out=tmp_path / "q")
+    made = quantise(
+        QuantConfig(bits=8, embedding_bits=16, quality_tokens=0), tmp_path / "small.gguf", out=tmp_path / "q"
+    )
     assert made.metrics["checkpoint_bytes"] < 1.2 * made.metrics["parameters"]
     assert max(made.metrics["relative_error"].values()) < 0.007
 
