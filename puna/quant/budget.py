@@ -3,8 +3,9 @@
 Each matrix has options, a size and a predicted damage (`sensitivity.py`). Only those on the lower edge of the cloud are
 worth having: from one to the next the damage falls more slowly with each byte. Starting from the smallest option of
 every matrix, the upgrade with the most damage saved per byte is taken, again and again, until none fits. That is the
-optimum of the relaxed knapsack, and off by at most the one step that did not fit. (A step that does not fit is passed
-over, and smaller ones may still be taken.)
+optimum of the relaxed knapsack, and off by at most the one step that did not fit. That step may be a large one, such as
+the embedding's, so each option of each matrix is also tried as a fixed one with the rest chosen around it, and the best
+of all these is taken.
 """
 
 import heapq
@@ -56,8 +57,21 @@ def choose(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Ch
     if size > budget:
         hint = f"the smallest that they can be is {size:,} bytes"
         raise ConfigError(f"the matrices do not fit into {budget:,} bytes", hint=hint)
-    place = dict.fromkeys(edges, 0)
-    heap = [(-_gain(edge, 1), name) for name, edge in edges.items() if len(edge) > 1]
+    best = _greedy(edges, dict.fromkeys(edges, 0), budget)
+    for name, edge in edges.items():
+        for at in range(1, len(edge)):
+            if size + edge[at].bytes - edge[0].bytes <= budget:
+                other = _greedy(edges, {**dict.fromkeys(edges, 0), name: at}, budget, fixed=name)
+                best = min(best, other, key=lambda place: _damage(edges, place))
+    return {name: _choice(edges[name], at) for name, at in best.items()}
+
+
+def _greedy(
+    edges: Mapping[str, Sequence[Option]], place: dict[str, int], budget: int, fixed: str = ""
+) -> dict[str, int]:
+    """Upgrades from `place`, all but that of `fixed`, by gain; the options' places on their edges."""
+    size = sum(edges[name][at].bytes for name, at in place.items())
+    heap = [(-_gain(edge, 1), name) for name, edge in edges.items() if len(edge) > 1 and name != fixed]
     heapq.heapify(heap)
     while heap:
         _, name = heapq.heappop(heap)
@@ -69,7 +83,11 @@ def choose(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Ch
         place[name] = at + 1
         if at + 2 < len(edge):
             heapq.heappush(heap, (-_gain(edge, at + 2), name))
-    return {name: _choice(edges[name], at) for name, at in place.items()}
+    return place
+
+
+def _damage(edges: Mapping[str, Sequence[Option]], place: Mapping[str, int]) -> float:
+    return sum(edges[name][at].damage for name, at in place.items())
 
 
 def smallest(options: Mapping[str, Sequence[Option]]) -> int:

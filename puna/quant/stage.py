@@ -14,6 +14,7 @@ in memory, whatever format the weights come from.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -144,32 +145,37 @@ def _planned(
 def _fit(config: QuantConfig, shape: LlamaConfig, options: dict[str, list[Option]], out: Path) -> dict[str, Any]:
     """Choose until everything fits: a size counts all files of the folder but the manifest, bits per weight the tensors."""
     value, unit = parse_budget(config.budget)
-    sizes = tensor_shapes(shape)
-    norms = sum(Form(UNQUANTISED).bytes(size) for size in sizes.values() if len(size) == 1)
     budget = int(value * shape.parameters / 8 if unit == "bpw" else value)
-    room = budget - norms
+    forms = {name: min(found, key=lambda o: o.bytes).form for name, found in options.items()}
+    room = budget - _around(config, shape, forms, unit, out)
+    if smallest(options) > room:
+        least = smallest(options) + budget - room
+        size = f"{math.ceil(8e4 * least / shape.parameters) / 1e4}bpw" if unit == "bpw" else f"{least:,} bytes"
+        raise ConfigError(f"the budget {config.budget} is too small", hint=f"the smallest that this can be is {size}")
     while True:
-        if smallest(options) > room:
-            least = smallest(options) + budget - room
-            size = f"{8 * least / shape.parameters:.4f}bpw" if unit == "bpw" else f"{least:,} bytes"
-            raise ConfigError(
-                f"the budget {config.budget} is too small", hint=f"the smallest that this can be is {size}"
-            )
         chosen = choose(options, room)
-        forms = {name: c.option.form for name, c in chosen.items()}
-        if unit == "bpw":
+        forms = {name: choice.option.form for name, choice in chosen.items()}
+        size = sum(choice.option.bytes for choice in chosen.values()) + _around(config, shape, forms, unit, out)
+        if size <= budget:
             break
-        _write_forms(out, config.with_forms(forms))
-        every = {hf_name(n): forms.get(n, Form(UNQUANTISED)) for n in sizes}
-        total = weights_file_bytes({hf_name(n): size for n, size in sizes.items()}, every) + _other_bytes(out)
-        if total <= budget:
-            break
-        room -= total - budget
+        room -= size - budget
     return {
         "forms": {name: _row_of(choice) for name, choice in chosen.items()},
         "predicted_kl": sum(choice.option.damage for choice in chosen.values()),
         "budget_bytes": budget,
     }
+
+
+def _around(config: QuantConfig, shape: LlamaConfig, forms: dict[str, Form], unit: str, out: Path) -> int:
+    """The bytes beside the matrices: norms and, of a size, the weights' header and all other files."""
+    sizes = tensor_shapes(shape)
+    if unit == "bpw":
+        return sum(Form(UNQUANTISED).bytes(size) for size in sizes.values() if len(size) == 1)
+    _write_forms(out, config.with_forms(forms))
+    every = {hf_name(name): forms.get(name, Form(UNQUANTISED)) for name in sizes}
+    whole = weights_file_bytes({hf_name(name): size for name, size in sizes.items()}, every)
+    others = sum(p.stat().st_size for p in out.iterdir() if p.is_file() and p.name != WEIGHTS and p.name[0] != ".")
+    return whole - sum(form.bytes(sizes[name]) for name, form in forms.items()) + others
 
 
 def _row_of(choice: Choice) -> dict[str, Any]:
@@ -187,9 +193,3 @@ def _write_forms(out: Path, config: QuantConfig) -> None:
     data = json.loads((out / CONFIG).read_text())
     data[QUANTISED] = to_json(config)
     write_atomic(out / CONFIG, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def _other_bytes(out: Path) -> int:
-    return sum(
-        p.stat().st_size for p in out.iterdir() if p.is_file() and p.name != WEIGHTS and not p.name.startswith(".")
-    )

@@ -29,6 +29,7 @@ def structured_model(tied: bool = False) -> Llama:
             for weight in layer.parameters():
                 if weight.ndim == 2:
                     weight.mul_(1.5)
+        model.layers[0].feed_forward.w2.weight.mul_(3)  # a matrix that matters more than the others
     return model
 
 
