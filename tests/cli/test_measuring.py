@@ -97,6 +97,17 @@ def test_what_is_missing_is_named(folder, tmp_path, capsys):
         assert message in told and "hint:" in told
 
 
+def test_a_budget_says_what_each_layer_got_and_what_it_cost(folder, tmp_path, capsys):
+    text = str(folder / "text.txt")
+    command = ["quantize", str(folder / "model"), str(tmp_path / "mixed"), "--budget", "6bpw", "--calibrate", text]
+    assert main([*command, "--tokens", "1024", "--heldout", text, "--quality-tokens", "512"]) == 0
+    told = capsys.readouterr().out
+    assert all(part in told for part in ("layer 0", "layer 1", "tok_embeddings", "predicted KL", "perplexity x"))
+    assert main([*command[:2], str(tmp_path / "none"), "--budget", "1bpw", "--calibrate", text]) != 0
+    assert "the smallest that this can be is" in capsys.readouterr().err
+    assert main([*command[:2], str(tmp_path / "none2"), "--budget", "little"]) == 2
+
+
 def test_quantize_leaves_what_is_not_its_own_alone(folder, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
