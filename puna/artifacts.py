@@ -20,13 +20,14 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -123,10 +124,13 @@ def load(path: Path | str, *kinds: str) -> Artifact:
             else "give a stage's output directory",
         )
     try:
-        manifest = json.loads(manifest_path.read_text())
+        with open_regular(manifest_path) as file:
+            manifest = json.loads(file.read().decode())
         artifact = Artifact(path, manifest)
-        found, _ = artifact.kind, (artifact.stage, artifact.config, artifact.digest, manifest["files"])
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        found, _ = artifact.kind, (artifact.stage, artifact.config, artifact.digest)
+        if any(type(r["size"]) is not int or not isinstance(r["hash"], str) for r in manifest["files"].values()):
+            raise ValueError("a file has no size and no hash")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{manifest_path} cannot be read: {error!r}", hint=_REMAKE) from None
     if kinds and found not in kinds:
         raise ArtifactError(f"{path} is of kind {found!r}", hint=f"this needs kind {' or '.join(map(repr, kinds))}")
@@ -277,10 +281,26 @@ def ancestry(artifact: Artifact) -> Iterator[tuple[int, str, str, Artifact | Non
 def hash_file(path: Path) -> str:
     """The xxh3-128 hash of a file's content."""
     state = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 22):
             state.update(block)
     return state.hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file at `path`, open for reading; links are followed, as the hub's cache is made of them.
+
+    Raises `ArtifactError` for what cannot be read and for what is no file: a pipe would be waited for, a device has no end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            return open(path, "rb")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ArtifactError(f"{path} cannot be read: {why}", hint="check the name and its permissions") from None
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+    raise ArtifactError(f"{path} is {what}, not a file", hint="give what the model was published as: plain files")
 
 
 @contextmanager

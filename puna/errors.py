@@ -4,6 +4,16 @@ Every error of ours says what happened, names the value, says what is accepted, 
 `hint:`. The command line prints exactly that, without a traceback, and exits with `exit_code`.
 """
 
+import reprlib
+
+_CROPPED = reprlib.Repr()
+_CROPPED.maxstring = _CROPPED.maxother = _CROPPED.maxlong = 100
+
+
+def shown(value: object) -> str:
+    """What a stranger's file holds, for a message: cropped, control characters escaped."""
+    return _CROPPED.repr(value)
+
 
 class PunaError(Exception):
     """A mistake or a condition that the user can act upon.

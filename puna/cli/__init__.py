@@ -8,6 +8,7 @@ import argparse
 import errno
 import importlib
 import inspect
+import io
 import json
 import os
 import sys
@@ -43,10 +44,17 @@ STAGES = {
     "write_report": "puna.evaluation.report",
 }
 
+DIALOG_HELP = (
+    "how the model is spoken to: meta, huggingface, function, pythonic, llama3, llama2, or raw, which continues what is "
+    "typed (default: as the checkpoint says)"
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code. Installed as `puna`."""
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files are bytes, and not always text
     try:
         return options.command(options) or 0
     except PunaError as error:
@@ -58,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except MemoryError:
+        print("error: there is not enough memory\nhint: give a smaller model, or close other programs", file=sys.stderr)
+        return 6
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -69,7 +80,12 @@ _DISK = {
     errno.ENOSPC: "free some space, then run the same command again: it continues where it was",
     errno.EDQUOT: "free some of your quota, then run the same command again: it continues where it was",
     errno.EROFS: "the disk is read-only: choose another place with out=PATH",
-    errno.EACCES: "you may not write there: choose another place with out=PATH",
+    errno.EFBIG: "files of this size are not allowed there: choose another place, or raise the limit (ulimit -f)",
+    errno.ENOENT: "check the spelling",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EISDIR: "a folder is in the way: choose another place",
+    errno.EIO: "the disk does not answer: look at the system's messages",
+    errno.EACCES: "you may not read or write there: choose another place, or change the permissions",
     errno.ENOTDIR: "a file is in the way: choose another place with out=PATH",
     errno.EEXIST: "a file is in the way: choose another place with out=PATH",
     errno.EPERM: "you may not write there: choose another place with out=PATH",
@@ -175,6 +191,7 @@ In the chat: /help lists the commands, Ctrl-C stops an answer, /bye leaves.""",
     sub.add_argument("--max-tokens", default="1024", help="longest answer, in tokens")
     sub.add_argument("--seed", default="random", help="a number makes answers repeatable")
     sub.add_argument("--no-tools", action="store_true", help="do not let the model use the run's tools")
+    sub.add_argument("--dialog", default="", metavar="FORMAT", help=DIALOG_HELP)
     sub.add_argument("--threads", type=int, default=None)
 
 
@@ -187,7 +204,8 @@ def _chat(options: argparse.Namespace) -> int:
         temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed
     )
     tools = () if options.no_tools else Companion.read(options.path).tools()
-    return chat_command(path, chosen, name=options.path.resolve().name, tools=tools, threads=options.threads)
+    name = options.path.resolve().name
+    return chat_command(path, chosen, name=name, tools=tools, threads=options.threads, dialog=options.dialog)
 
 
 def _add_serve(commands: Any) -> None:
@@ -208,6 +226,7 @@ Then, with the official client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_
     sub.add_argument("--api-key", default=None, help="required from every client, if given")
     sub.add_argument("--name", default="", help="what clients call the model (default: the folder's name)")
     sub.add_argument("--no-tools", action="store_true", help="do not let the page's model use the run's tools")
+    sub.add_argument("--dialog", default="", metavar="FORMAT", help=DIALOG_HELP)
     sub.add_argument("--threads", type=int, default=None)
 
 
@@ -225,6 +244,7 @@ def _serve(options: argparse.Namespace) -> int:
         examples=companion.examples,
         tools=() if options.no_tools else companion.tools(),
         threads=options.threads,
+        dialog=options.dialog,
     )
     return 0
 

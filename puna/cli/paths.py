@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from puna.errors import ArtifactError
+from puna.errors import ArtifactError, shown
 
 
 def model_path(path: Path) -> Path:
@@ -13,4 +13,10 @@ def model_path(path: Path) -> Path:
         if not path.exists():
             raise ArtifactError(f"{path} does not exist", hint="make one with `puna run tiny`")
         return path
-    return path / json.loads(record.read_text())["model"]
+    try:
+        name = json.loads(record.read_text())["model"]
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"the model {shown(name)} is not in the folder")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{record} does not name the run's model: {error}", hint="run the recipe again") from None
+    return path / name

@@ -23,7 +23,7 @@ from puna.config import require
 from puna.evaluation import compression, ngram
 from puna.evaluation.bits import account
 from puna.evaluation.heldout import Excerpt, HeldoutConfig, read_texts, sample_excerpts
-from puna.tokenizer import Tokenizer
+from puna.tokenizer import load_tokenizer
 
 _LABELS = {
     "gzip_each": ("gzip, each excerpt alone", "nothing"),
@@ -65,7 +65,7 @@ def measure_baselines(config: BaselineConfig, documents: Artifact, tokenizer: Ar
 
     for name, report in _compressors(excerpts, training, config).items():
         add(name, *_LABELS[name], report)
-    encoder = Tokenizer.load(tokenizer.path)
+    encoder = load_tokenizer(tokenizer.path)
     for unit, orders, vocabulary, encode in (
         ("bytes", config.byte_orders, 256, lambda text: np.frombuffer(text.encode(), np.uint8)),
         ("tokens", config.token_orders, encoder.vocab_size, encoder.encode),

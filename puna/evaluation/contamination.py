@@ -26,7 +26,7 @@ import numpy as np
 from puna.config import require
 from puna.evaluation import intervals
 from puna.evaluation.scores import plain, score
-from puna.tokenizer import Tokenizer
+from puna.tokenizer import AnyTokenizer
 
 _SPACE = re.compile(r"\s+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
@@ -49,7 +49,7 @@ class ContaminationConfig:
 def contamination_report(
     sets: Mapping[str, Sequence[str]],
     training: Iterable[str],
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     config: ContaminationConfig,
     outcomes: Mapping[str, Sequence[bool]] | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -77,7 +77,7 @@ class Overlap:
 
 
 def overlap(
-    sets: Mapping[str, Sequence[str]], training: Iterable[str], tokenizer: Tokenizer, n: int
+    sets: Mapping[str, Sequence[str]], training: Iterable[str], tokenizer: AnyTokenizer, n: int
 ) -> dict[str, Overlap]:
     """Which tokens of each set's examples lie in n-grams of the training texts."""
     hashes = {name: [gram_hashes(tokenizer.encode(t), n) for t in texts] for name, texts in sets.items()}

@@ -20,7 +20,7 @@ import torch
 
 from puna.chat import Completion, Continuation, Message, Request
 from puna.config import require
-from puna.errors import ArtifactError, DataError
+from puna.errors import DataError
 from puna.inference import sampler, scoring
 from puna.inference.runner import Runner
 from puna.inference.scheduler import Scheduler
@@ -28,10 +28,10 @@ from puna.inference.sequence import ContextError, Piece
 from puna.inference.sequence import Sequence as Running
 from puna.model.detect import kind_of
 from puna.model.llama import Llama
-from puna.model.opening import checkpoint_tokenizer, load_checkpoint
+from puna.model.opening import checkpoint_format, load_checkpoint
 from puna.quant import load_quantised
-from puna.tokenizer import Tokenizer
-from puna.tokenizer.dialog import parse, parse_text, render
+from puna.tokenizer import AnyTokenizer
+from puna.tokenizer.formats import DialogFormat, dialog_format
 
 SLOTS = 64
 CACHE_BYTES = 2 << 30
@@ -40,41 +40,54 @@ CACHE_BYTES = 2 << 30
 class Engine:
     """A model that answers: a `chat.Generator`, and `stream` for one who watches.
 
-    `slots` is how many requests run at once, `cache_bytes` what their keys and values may take.
+    `slots` is how many requests run at once, `cache_bytes` what their keys and values may take, `format` how the model
+    is spoken to (by default what is likely for the tokenizer).
     """
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer, *, slots: int = SLOTS, cache_bytes: int = CACHE_BYTES):
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: AnyTokenizer,
+        *,
+        slots: int = SLOTS,
+        cache_bytes: int = CACHE_BYTES,
+        format: DialogFormat | None = None,
+    ):
         require(slots > 0, f"slots={slots} must be positive")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.format = format or dialog_format(tokenizer)
         self.config = model.config
         self._runner = Runner(self.model)
         per_token = self.config.kv_bytes_per_token(model.norm.weight.element_size())
         self._scheduler = Scheduler(slots, cache_bytes // per_token)
-        self._bytes: dict[int, bytes] = {}  # token -> its text
+        self._bytes: dict[tuple[int, bool], bytes] = {}  # token, whether it begins a text -> its text
         self._rows: tuple[list[Running], sampler.Rows] | None = None
         self._turn = threading.Condition()
         self._stepping = False
 
     @classmethod
     def load(
-        cls, path: Path, *, threads: int | None = None, dtype: torch.dtype = torch.float32, slots: int = SLOTS
+        cls,
+        path: Path,
+        *,
+        threads: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        slots: int = SLOTS,
+        dialog: str = "",
     ) -> "Engine":
         """The engine for the model at `path`: ours, quantised or not, or of any format that `opening` knows.
 
-        `threads` sets PyTorch's number of threads for the whole process; None leaves it. Raises `ArtifactError`, also
-        for a Llama 1 or 2, whose dialog format the engine does not speak.
+        `threads` sets PyTorch's number of threads for the whole process; None leaves it. `dialog` names the dialog format
+        (`formats.FORMATS`); by default the checkpoint says which. Raises `ArtifactError`, and `ConfigError` for a format
+        that is none or not for this vocabulary.
         """
         path = Path(path)
         if threads is not None:
             torch.set_num_threads(threads)
-        if kind_of(path) == "quantised":
-            return cls(load_quantised(path, dtype), Tokenizer.load(path), slots=slots)
-        tokenizer = checkpoint_tokenizer(path)
-        if not isinstance(tokenizer, Tokenizer):
-            hint = "inspect, verify and convert work; to be talked to it takes a Llama 3"
-            raise ArtifactError(f"{path} has a SentencePiece vocabulary: it is a Llama 1 or 2", hint=hint)
-        return cls(load_checkpoint(path, dtype), tokenizer, slots=slots)
+        format = checkpoint_format(path, dialog)
+        model = load_quantised(path, dtype) if kind_of(path) == "quantised" else load_checkpoint(path, dtype)
+        return cls(model, format.tokenizer, slots=slots, format=format)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in order.
@@ -125,7 +138,9 @@ class Engine:
         texts = []
         for continuation in continuations:
             given = self._context_ids(continuation)
-            texts.append((given + self.tokenizer.encode(continuation.text), len(given)))
+            begins = continuation.dialog or not continuation.context
+            encode = self.tokenizer.encode if begins else self.tokenizer.encode_more
+            texts.append((given + encode(continuation.text), len(given)))
         return scoring.log_likelihoods(self.model, texts, self.tokenizer.vocab_size)
 
     def _context_ids(self, of: Request | Continuation) -> list[int]:
@@ -133,7 +148,7 @@ class Engine:
         if of.dialog and raw:
             raise DataError("both a dialog and a raw text were given", hint="give one of them")
         if of.dialog:
-            return list(render(self.tokenizer, of.dialog, answer=True).ids)
+            return list(self.format.render(of.dialog).ids)
         return [self.tokenizer.bos, *self.tokenizer.encode(raw or "")]
 
     def _sequence(self, request: Request) -> Running:
@@ -146,7 +161,10 @@ class Engine:
             size = f"the prompt has {len(prompt):,} tokens, the model's context {self.config.context:,}"
             raise ContextError(size, hint="shorten the prompt or drop old messages; one token at least must be free")
         limit = min(request.sampling.max_tokens, room)
-        return Running(prompt, request.sampling, limit, self.tokenizer.stop_ids)
+        begins = not self.format.continues if request.dialog else not request.prompt
+        return Running(
+            prompt, request.sampling, limit, self.tokenizer.stop_ids, begins=begins, errors=self.tokenizer.errors
+        )
 
     def _completion(self, request: Request, sequence: Running) -> Completion:
         if sequence.error is not None:
@@ -154,7 +172,8 @@ class Engine:
         text, reason = sequence.text.text, sequence.finish
         message = Message(role="assistant", content=text)
         if request.dialog:
-            message = parse_text(text) if sequence.text.stopped else parse(self.tokenizer, sequence.drawn)[0]
+            whole = self.format.dialect and not sequence.text.stopped
+            message = self.format.parse(sequence.drawn) if whole else self.format.parse_text(text)
             if message.tool_calls and reason == "stop":
                 reason = "tool_calls"
         return Completion(
@@ -205,7 +224,7 @@ class Engine:
         rows = self._settings(sequences)
         tokens, logprobs = sampler.draw(logits[:, : self.tokenizer.vocab_size], rows, [len(s.drawn) for s in sequences])
         for sequence, token, logprob in zip(sequences, tokens, logprobs):
-            sequence.append(token, logprob, self._text(token))
+            sequence.append(token, logprob, self._text(token, sequence.begins and not self._spoken(sequence)))
 
     def _settings(self, sequences: list[Running]) -> sampler.Rows:
         """The sampling settings of a batch; computed once for as long as the same sequences run."""
@@ -214,10 +233,15 @@ class Engine:
             self._rows = (list(sequences), rows)
         return self._rows[1]
 
-    def _text(self, token: int) -> bytes:
-        if token not in self._bytes:
-            self._bytes[token] = self.tokenizer.decode_bytes([token])
-        return self._bytes[token]
+    def _text(self, token: int, first: bool = False) -> bytes:
+        if (token, first) not in self._bytes:
+            decoded = self.tokenizer.first_bytes(token) if first else self.tokenizer.decode_bytes([token])
+            self._bytes[token, first] = decoded
+        return self._bytes[token, first]
+
+    def _spoken(self, sequence: Running) -> bool:
+        """Whether some token of the answer has text. The first one nearly always does."""
+        return any(map(self._text, sequence.drawn))
 
     def _fail(self, error: BaseException) -> None:
         scheduler = self._scheduler

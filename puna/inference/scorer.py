@@ -53,5 +53,6 @@ class Scorer:
             if continuation.dialog:
                 raise PunaError("a dialog cannot be judged without a dialog format", hint="load it with an Engine")
             given = [self.tokenizer.bos, *self.tokenizer.encode(continuation.context)]
-            texts.append((given + self.tokenizer.encode(continuation.text), len(given)))
+            encode = self.tokenizer.encode_more if continuation.context else self.tokenizer.encode
+            texts.append((given + encode(continuation.text), len(given)))
         return scoring.log_likelihoods(self.model, texts, self.tokenizer.vocab_size)

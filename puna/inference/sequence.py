@@ -25,17 +25,28 @@ class Sequence:
     """The state of one request.
 
     `limit` is how many tokens may be drawn: max_tokens, or less if the context ends before. `finish` is None while it
-    runs, then `stop` or `length`. What can be shown waits in `fresh` until somebody takes it.
+    runs, then `stop` or `length`. What can be shown waits in `fresh` until somebody takes it. `begins` says that what is
+    drawn begins a text of its own, `errors` is the tokenizer's way with bytes that are no UTF-8.
     """
 
-    def __init__(self, prompt: list[int], sampling: Sampling, limit: int, stop_ids: Set[int]):
+    def __init__(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        limit: int,
+        stop_ids: Set[int],
+        *,
+        begins: bool = True,
+        errors: str = "replace",
+    ):
         self.prompt = prompt
         self.sampling = sampling
         self.limit = limit
         self.stop_ids = stop_ids
         self.drawn: list[int] = []
         self.logprob = 0.0
-        self.text = TextStream(sampling.stop)
+        self.begins = begins
+        self.text = TextStream(sampling.stop, errors)
         self.fresh: deque[str] = deque()
         self.finish: str | None = None if limit > 0 else "length"
         self.error: BaseException | None = None

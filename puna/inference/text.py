@@ -14,12 +14,15 @@ from collections.abc import Sequence
 
 
 class TextStream:
-    """Bytes in, showable text out. `text` is all that was shown; `stopped` says that a stop string was met."""
+    """Bytes in, showable text out. `text` is all that was shown; `stopped` says that a stop string was met.
 
-    def __init__(self, stops: Sequence[str] = ()):
+    `errors` is the codec's way with bytes that are no UTF-8: the tokenizer's, so that the text is what it decodes.
+    """
+
+    def __init__(self, stops: Sequence[str] = (), errors: str = "replace"):
         self.stopped = False
         self._stops = [stop for stop in stops if stop]
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors=errors)
         self._shown: list[str] = []
         self._held = ""
 
@@ -28,8 +31,11 @@ class TextStream:
         return "".join(self._shown)
 
     def push(self, data: bytes) -> str:
-        """Add a token's bytes; returns what can be shown now. Nothing is added after a stop string."""
-        return "" if self.stopped else self._show(self._decoder.decode(data), last=False)
+        """Add a token's bytes; returns what can be shown now. Nothing is added after a stop string.
+
+        A token without any (a control piece of SentencePiece) ends a character that was not finished.
+        """
+        return "" if self.stopped else self._show(self._decoder.decode(data, final=not data), last=False)
 
     def finish(self) -> str:
         """The text ends here: returns what was kept back. An unfinished character becomes U+FFFD."""

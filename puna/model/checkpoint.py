@@ -13,6 +13,8 @@ the released Llamas have them (`rope_theta` beside `rope_scaling`) and read in t
 """
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,31 +24,37 @@ import torch
 from torch import Tensor
 
 from puna import artifacts
-from puna.errors import ArtifactError, ConfigError
+from puna.errors import ArtifactError, ConfigError, PunaError, shown
 from puna.model.convert import hf_name, is_rotary, to_hf_rows, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig, RopeScaling
-from puna.model.tensorfile import NAMES, Pending, TensorFile, row_pieces, write_tensors
+from puna.model.tensorfile import NAMES, Pending, TensorFile, row_pieces, unique_keys, write_tensors
 from puna.model.weights import Weights
-from puna.tokenizer.bpe import MODEL_FILE, Tokenizer, write_ranks
-from puna.tokenizer.export import write_hugging_face
+from puna.tokenizer.carry import carry
+from puna.tokenizer.load import AnyTokenizer, load_tokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 QUANTISED = "puna_quantisation"  # the block of config.json that says how weights were made smaller
+_SHARD = re.compile(r"[\w. +-]{1,200}\.safetensors")  # the name of a file beside the index, and no path
+_MOST_JSON_BYTES = 16 << 20  # of a file that describes a model; the index of the 405B model has 0.1 million
 _PIECE_BYTES = 16 << 20  # read at a time: what loading needs beside the model itself
+_FORMS = ("F32", "BF16", "F16", "F64")
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_INDEX_HINT = "the files and their index do not belong together: fetch the model again"
 _FOLDER_HINT = "give a folder with config.json and model.safetensors: a checkpoint of ours or of Hugging Face"
 
 
-def save_model(model: Llama, tokenizer_dir: Path | None, out: Path, dtype: torch.dtype | None = None) -> None:
+def save_model(
+    model: Llama, tokenizer: Path | AnyTokenizer | None, out: Path, dtype: torch.dtype | None = None
+) -> None:
     """Write `model` into the folder `out`, in `dtype` (the model's own by default).
 
-    The tokenizer is taken from `tokenizer_dir`; with None the folder has weights and shape only.
+    The tokenizer is that of the folder `tokenizer`, or itself one; with None the folder has weights and shape only.
     """
     dtype = dtype or model.norm.weight.dtype
-    write_folder(model.config, tokenizer_dir, out, dtype)
+    write_folder(model.config, tokenizer, out, dtype)
     write_tensors(out / WEIGHTS, _hf_tensors(model, dtype), {"format": "pt"})
 
 
@@ -63,17 +71,24 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
     """
     if QUANTISED in read_json(path, CONFIG):
         raise ArtifactError(f"{path} holds a quantised model", hint="load it with puna.quant.load_quantised")
-    model = empty_model(load_config(path), dtype)
+    config = load_config(path)
     with WeightFiles(path) as files:
+        files.expect_llama(config)  # before memory is asked for
+        model = empty_model(config, dtype)
         fill(model, files)
     return model
 
 
 def empty_model(config: LlamaConfig, dtype: torch.dtype) -> Llama:
-    """A model whose weights are allocated and hold nothing yet."""
+    """A model whose weights are allocated and hold nothing yet. Raises `PunaError` where there is no memory for it."""
     with torch.device("meta"):
         model = Llama(config)
-    model = model.to(dtype).to_empty(device="cpu")
+    try:
+        model = model.to(dtype).to_empty(device="cpu")
+    except (RuntimeError, MemoryError):
+        size = f"{config.parameters:,} parameters, {config.parameters * dtype.itemsize / 1e9:,.1f} GB"
+        hint = "puna inspect says what it takes in other formats"
+        raise PunaError(f"there is no memory for a model of {size}", hint=hint) from None
     if config.tied:
         model.output.weight = model.tok_embeddings.weight
     return model
@@ -99,9 +114,9 @@ class WeightFiles:
         self._stack = ExitStack()
         with ExitStack() as opened:
             self._home: dict[str, TensorFile] = {}
-            for name in _weight_file_names(path):
+            for name, promised in _weight_files(path).items():
                 file = opened.enter_context(TensorFile(verified_file(path, name)))
-                self._home.update(dict.fromkeys(file.entries, file))
+                self._add(file, promised)
             self._stack = opened.pop_all()
 
     def __enter__(self) -> "WeightFiles":
@@ -109,6 +124,16 @@ class WeightFiles:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _add(self, file: TensorFile, promised: set[str]) -> None:
+        twice = next((name for name in file.entries if name in self._home), None)
+        if twice is not None:
+            both = f"{self._home[twice].path.name} and {file.path.name}"
+            raise ArtifactError(f"{self.path}: {both} both hold the tensor {shown(twice)}", hint=_INDEX_HINT)
+        absent = min(promised - file.entries.keys(), default=None)
+        if absent is not None:
+            raise ArtifactError(f"{file.path} lacks {shown(absent)}, which {INDEX} says it holds", hint=_INDEX_HINT)
+        self._home.update(dict.fromkeys(file.entries, file))
 
     @property
     def names(self) -> set[str]:
@@ -134,6 +159,21 @@ class WeightFiles:
         for start, stop in row_pieces(file.entries[name], multiple, _PIECE_BYTES):
             yield start, file.read(name, start, stop)
 
+    def expect_llama(self, config: LlamaConfig) -> None:
+        """Raises `ArtifactError` unless these are the weights of a Llama of this shape."""
+        self.expect_depth(config)
+        self.expect({hf_name(name): shape for name, shape in config.shapes().items()})
+        whole = min((name for name in self._home if self.form(name) not in _FORMS), default=None)
+        if whole is not None:
+            what = f"{self._home[whole].path}: {shown(whole)} is of type {self.form(whole)}"
+            raise ArtifactError(what, hint=f"the weights of a Llama are of type {', '.join(_FORMS)}")
+
+    def expect_depth(self, config: LlamaConfig) -> None:
+        """Raises `ArtifactError` if `config` claims more layers than there are tensors: nothing is made of such a claim."""
+        if config.n_layers > len(self._home):
+            what = f"{self.path} has {len(self._home):,} tensors, {CONFIG} claims {config.n_layers:,} layers"
+            raise ArtifactError(what, hint="is config.json another model's?")
+
     def expect(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises `ArtifactError` unless exactly these tensors are there, in these shapes."""
         spare = {"lm_head.weight"}  # a tied model's output matrix, stored a second time by some writers
@@ -143,7 +183,7 @@ class WeightFiles:
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 hint = "config.json and the weights do not belong together, or this is not a dense Llama"
-                raise ArtifactError(f"{self.path} {what} tensors: {', '.join(names[:3])}{more}", hint=hint)
+                raise ArtifactError(f"{self.path} {what} tensors: {', '.join(map(shown, names[:3]))}{more}", hint=hint)
         for name, shape in shapes.items():
             if self.shape(name) != shape:
                 found = f"{self.path}: tensor {name!r} has shape {list(self.shape(name))}"
@@ -161,7 +201,9 @@ def verified_file(path: Path, name: str) -> Path:
         return artifacts.load(path, "checkpoint", "quantised").file(name)
     if (path / artifacts.BEGUN).is_file():
         raise ArtifactError(f"{path} is not complete: its stage was interrupted", hint="run the same command again")
-    if not (path / name).is_file():
+    if os.path.lexists(path / name):
+        artifacts.open_regular(path / name).close()
+    else:
         what = f"has no {name}" if path.is_dir() else "is not a folder" if path.exists() else "does not exist"
         raise ArtifactError(f"{path} {what}", hint=_FOLDER_HINT)
     return path / name
@@ -170,10 +212,15 @@ def verified_file(path: Path, name: str) -> Path:
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """A JSON object of the model folder `path`. Raises `ArtifactError` if it cannot be read as one."""
     file = verified_file(path, name)
+    with artifacts.open_regular(file) as opened:
+        text = opened.read(_MOST_JSON_BYTES + 1)
+    if len(text) > _MOST_JSON_BYTES:
+        size = f"{file.stat().st_size:,} bytes, at most {_MOST_JSON_BYTES:,} are read"
+        raise ArtifactError(f"{file} has {size}", hint="a model's has a few thousand")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(text.decode(), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file} is not JSON: {error}", hint="fetch the file again") from None
+        raise ArtifactError(f"{file} is not JSON: {str(error)[:200]}", hint="fetch the file again") from None
     if not isinstance(data, dict):
         raise ArtifactError(f"{file} is not a JSON object", hint=_FOLDER_HINT)
     return data
@@ -181,7 +228,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 def write_folder(
     config: LlamaConfig,
-    tokenizer_dir: Path | None,
+    tokenizer: Path | AnyTokenizer | None,
     out: Path,
     dtype: torch.dtype,
     extra: Mapping[str, Any] | None = None,
@@ -189,8 +236,8 @@ def write_folder(
     """Everything of a model folder but the weights; `extra` is added to config.json."""
     out.mkdir(parents=True, exist_ok=True)
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    if tokenizer_dir is not None:
-        ids = _write_tokenizer(tokenizer_dir, config, out)
+    if tokenizer is not None:
+        ids = _write_tokenizer(tokenizer, config, out)
     _write_json(out / CONFIG, hf_config(config, dtype) | ids | dict(extra or {}))
     _write_json(out / "generation_config.json", {"_from_model_config": True, **ids})
 
@@ -236,44 +283,57 @@ def _parse_config(data: Mapping[str, Any], file: Path) -> LlamaConfig:
     for key, value in fixed.items():
         if data.get(key, value) != value:
             hint = f"only dense Llamas can be read ({key} {value!r})"
-            raise ArtifactError(f"{file}: {key} is {data[key]!r}", hint=hint)
+            raise ArtifactError(f"{file}: {key} is {shown(data[key])}", hint=hint)
     try:
         heads = data["num_attention_heads"]
         return LlamaConfig(
             dim=data["hidden_size"],
             n_layers=data["num_hidden_layers"],
             n_heads=heads,
-            n_kv_heads=data.get("num_key_value_heads") or heads,
-            head_dim=data.get("head_dim") or data["hidden_size"] // heads,
+            n_kv_heads=_given(data, "num_key_value_heads", heads),
+            head_dim=data["hidden_size"] // heads if data.get("head_dim") is None else data["head_dim"],
             ffn_dim=data["intermediate_size"],
             vocab_size=data["vocab_size"],
             context=data["max_position_embeddings"],
-            norm_eps=data.get("rms_norm_eps", 1e-6),
+            norm_eps=_real(data, "rms_norm_eps", 1e-6),
             tied=data.get("tie_word_embeddings", False),
             **_parse_rope(data, file),
         )
     except KeyError as error:
         raise ArtifactError(f"{file} has no {error.args[0]!r}", hint=_FOLDER_HINT) from None
-    except (TypeError, ZeroDivisionError, ConfigError) as error:
+    except (TypeError, ZeroDivisionError, OverflowError, ConfigError) as error:
         raise ArtifactError(f"{file} does not describe a Llama: {error}", hint=_FOLDER_HINT) from None
 
 
 def _parse_rope(data: Mapping[str, Any], file: Path) -> dict[str, Any]:
     settings = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    theta = float(settings.get("rope_theta") or data.get("rope_theta") or 10_000.0)
+    if not isinstance(settings, dict):
+        raise TypeError(f"rotary positions are given as {shown(settings)}")
+    theta = _real(settings, "rope_theta", _real(data, "rope_theta", 10_000.0))
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind == "default":
         return {"rope_theta": theta}
     if kind != "llama3":
         hint = "rotary positions can be plain ('default') or Llama 3.1's ('llama3')"
-        raise ArtifactError(f"{file}: rotary scaling {kind!r} is not a Llama's", hint=hint)
+        raise ArtifactError(f"{file}: rotary scaling {shown(kind)} is not a Llama's", hint=hint)
     scaling = RopeScaling(
-        factor=float(settings["factor"]),
-        low_freq_factor=float(settings["low_freq_factor"]),
-        high_freq_factor=float(settings["high_freq_factor"]),
-        original_context=int(settings["original_max_position_embeddings"]),
+        factor=_real(settings, "factor"),
+        low_freq_factor=_real(settings, "low_freq_factor"),
+        high_freq_factor=_real(settings, "high_freq_factor"),
+        original_context=settings["original_max_position_embeddings"],
     )
     return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _given(data: Mapping[str, Any], key: str, default: Any) -> Any:
+    """What `data` says, unless it says null; a zero is said."""
+    return default if data.get(key) is None else data[key]
+
+
+def _real(data: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """A number that may be written as a whole one."""
+    value = data[key] if default is None else _given(data, key, default)
+    return float(value) if type(value) is int else value
 
 
 def _hf_tensors(model: Llama, dtype: torch.dtype) -> dict[str, Pending]:
@@ -287,26 +347,32 @@ def _hf_tensors(model: Llama, dtype: torch.dtype) -> dict[str, Pending]:
     return {hf_name(n): (dtype, tuple(w.shape), lambda n=n, w=w: rows(n, w)) for n, w in parameters.items()}
 
 
-def _weight_file_names(path: Path) -> list[str]:
-    if (path / WEIGHTS).is_file() or not (path / INDEX).is_file():
-        return [WEIGHTS]
-    names = read_json(path, INDEX).get("weight_map")
-    if not isinstance(names, dict) or any("/" in str(n) for n in names.values()):
+def _weight_files(path: Path) -> dict[str, set[str]]:
+    """The files that hold the weights, each with the tensors that the index says it holds."""
+    if os.path.lexists(path / WEIGHTS) or not os.path.lexists(path / INDEX):
+        return {WEIGHTS: set()}
+    listed = read_json(path, INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
         raise ArtifactError(f"{path / INDEX} has no usable weight_map", hint="fetch the file again")
-    return sorted(set(names.values()))
+    found: dict[str, set[str]] = {}
+    for tensor, name in sorted(listed.items()):
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            what = f"has no usable weight_map: {shown(name)} is not the name of a file beside it"
+            raise ArtifactError(f"{path / INDEX} {what}", hint="fetch the file again")
+        found.setdefault(name, set()).add(tensor)
+    return dict(sorted(found.items()))
 
 
-def _write_tokenizer(tokenizer_dir: Path, config: LlamaConfig, out: Path) -> dict[str, Any]:
-    """Write the tokenizer in both forms; returns the special ids for config.json."""
-    tokenizer = Tokenizer.load(tokenizer_dir)
+def _write_tokenizer(source: Path | AnyTokenizer, config: LlamaConfig, out: Path) -> dict[str, Any]:
+    """Write the tokenizer, with the ids of its source; returns the special ids for config.json."""
+    tokenizer = load_tokenizer(source) if isinstance(source, Path) else source
     if tokenizer.vocab_size > config.vocab_size:
         sizes = f"{tokenizer.vocab_size:,} tokens, the model has {config.vocab_size:,}"
-        raise ConfigError(
-            f"the tokenizer in {tokenizer_dir} has {sizes}", hint="give the tokenizer it was trained with"
-        )
-    write_ranks(out / MODEL_FILE, tokenizer.ranks)
-    write_hugging_face(out, tokenizer, context=config.context)
-    return {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.pad}
+        whose = f"the tokenizer in {source}" if isinstance(source, Path) else "the tokenizer"
+        raise ConfigError(f"{whose} has {sizes}", hint="give the tokenizer it was trained with")
+    carry(source, out, context=config.context)
+    pad = None if tokenizer.pad == tokenizer.eos else tokenizer.pad
+    return {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": pad}
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

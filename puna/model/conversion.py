@@ -10,35 +10,30 @@ written anew from the same vocabulary; its ids never change. The result appears 
 """
 
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from puna import log
-from puna.artifacts import replacing
+from puna.artifacts import write_atomic
 from puna.errors import ArtifactError, ConfigError
 from puna.model.checkpoint import save_model, write_folder
 from puna.model.gguf import KINDS, GgufFile, write_gguf
-from puna.model.gguf.vocabulary import Vocabulary
+from puna.model.gguf.vocabulary import Vocabulary, from_tokenizer
 from puna.model.meta import write_meta
 from puna.model.opening import checkpoint_tokenizer, load_checkpoint, open_checkpoint
 from puna.model.sizes import LlamaConfig
-from puna.tokenizer.bpe import MODEL_FILE, Tokenizer, write_ranks
+from puna.tokenizer.bpe import MODEL_FILE, SPECIALS, Tokenizer, write_ranks
+from puna.tokenizer.carry import FILES, TEMPLATE_FILE, carry, chat_template, has_tokenizer
+from puna.tokenizer.export import CHAT_TEMPLATE
 from puna.tokenizer.load import AnyTokenizer
-from puna.tokenizer.sentencepiece import SentencePieceTokenizer
+from puna.tokenizer.sentencepiece import Kind, Piece
 
 Target = Literal["huggingface", "meta", "gguf"]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_TOKENIZER_FILES = (
-    MODEL_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1) -> None:
@@ -57,61 +52,47 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
     tokenizer = tokenizer_of(source)
     # Quantised kinds are made from what the source holds exactly; bfloat16 would be rounded twice.
     model = load_checkpoint(source, DTYPES.get(form, torch.float32))
-    if to == "gguf":
-        write_gguf(model, _vocabulary(source, tokenizer), out, form)
-        return
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        ours = None
-        if isinstance(tokenizer, Tokenizer):
-            ours = Path(scratch)
-            write_ranks(ours / MODEL_FILE, tokenizer.ranks)
-        if to == "meta":
-            write_meta(model, ours, folder, shards=shards)
+    carried = source if tokenizer is not None and source.is_dir() else tokenizer
+    with _taking_its_name(out) as made:
+        if to == "gguf":
+            write_gguf(model, _vocabulary(source, tokenizer, model.config.vocab_size), made, form)
+        elif to == "meta":
+            write_meta(model, None, made, shards=shards)
+            if carried is not None:
+                _carry_to_meta(carried, made, model.config.context)
         else:
-            save_model(model, ours, folder)
-        if ours is None and source.is_dir():
-            _copy_tokenizer(source, folder)
+            save_model(model, carried, made)
+            if source.is_file() and tokenizer is not None:
+                _carry_template(source, made)
 
 
 def write_folder_of(
     source: Path, config: LlamaConfig, out: Path, dtype: torch.dtype, extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Everything of a Hugging Face folder but the weights, with the tokenizer of the checkpoint at `source`, if it has one.
-
-    `extra` is added to config.json. What cannot be carried along is said.
+    """Everything of a Hugging Face folder but the weights, with the tokenizer and the chat template of the checkpoint at
+    `source`, if it has them. `extra` is added to config.json.
     """
     tokenizer = tokenizer_of(source)
-    if isinstance(tokenizer, Tokenizer):
-        with tempfile.TemporaryDirectory() as scratch:
-            write_ranks(Path(scratch) / MODEL_FILE, tokenizer.ranks)
-            write_folder(config, Path(scratch), out, dtype, extra)
-        return
-    ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.stop_ids)}
-    write_folder(config, None, out, dtype, ids | dict(extra or {}))
-    if source.is_dir():
-        _copy_tokenizer(source, out)
-    elif tokenizer is not None:
-        log.warn(f"the SentencePiece vocabulary inside {source} stays there: {out} will have no tokenizer of its own")
+    write_folder(config, source if tokenizer is not None and source.is_dir() else tokenizer, out, dtype, extra)
+    if source.is_file() and tokenizer is not None:
+        _carry_template(source, out)
 
 
-class replacing_folder:
-    """A folder to write into that takes its name when all is well, and vanishes otherwise."""
+@contextmanager
+def _taking_its_name(out: Path) -> Iterator[Path]:
+    """A path to write a file or a folder to, which becomes `out` when all is well, and vanishes otherwise.
 
-    def __init__(self, out: Path):
-        self.out = out
-        self.folder = out.with_name(f".{out.name}.partial")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        return self.folder
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.folder.rename(self.out)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+    It lies in a hidden folder beside `out`; what a kill leaves there, the next attempt removes.
+    """
+    hidden = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir()
+    try:
+        yield hidden / out.name
+        (hidden / out.name).rename(out)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _form_of(source: Path) -> str:
@@ -123,7 +104,7 @@ def _form_of(source: Path) -> str:
 
 def tokenizer_of(source: Path) -> AnyTokenizer | None:
     """The source's tokenizer, or None if it has no file of one."""
-    if source.is_dir() and not any((source / name).is_file() for name in _TOKENIZER_FILES[:2]):
+    if source.is_dir() and not has_tokenizer(source):
         return None
     if source.is_file():
         with GgufFile(source) as file:
@@ -132,25 +113,44 @@ def tokenizer_of(source: Path) -> AnyTokenizer | None:
     return checkpoint_tokenizer(source)
 
 
-def _vocabulary(source: Path, tokenizer: AnyTokenizer | None) -> Tokenizer | Vocabulary | None:
-    """The tokenizer in GGUF's terms."""
+def _vocabulary(source: Path, tokenizer: AnyTokenizer | None, size: int) -> Vocabulary | None:
+    """The tokenizer in GGUF's terms, as `size` tokens, with the chat template that the source has."""
     if source.is_file():
         with GgufFile(source) as file:
             return file.vocabulary()
-    if not isinstance(tokenizer, SentencePieceTokenizer):
-        return tokenizer
+    if tokenizer is None:
+        return None
+    template = chat_template(source)
+    if isinstance(tokenizer, Tokenizer):
+        vocabulary = from_tokenizer(tokenizer, size)
+        return replace(vocabulary, chat_template=template or vocabulary.chat_template)
+    spare = (Piece(f"[PAD{id}]", 0.0, Kind.UNUSED) for id in range(tokenizer.vocab_size, size))
+    pieces = [*tokenizer.pieces, *spare]
     return Vocabulary(
         model="llama",
-        tokens=[piece.text for piece in tokenizer.pieces],
-        scores=[piece.score for piece in tokenizer.pieces],
-        types=[int(piece.kind) for piece in tokenizer.pieces],
+        tokens=[piece.text for piece in pieces],
+        scores=[piece.score for piece in pieces],
+        types=[int(piece.kind) for piece in pieces],
         ids={"bos": tokenizer.bos, "eos": tokenizer.eos, "unknown": tokenizer.unk},
         add_bos=True,
+        chat_template=template or None,
     )
 
 
-def _copy_tokenizer(source: Path, out: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            with replacing(out / name) as temporary:
-                shutil.copyfile(source / name, temporary)
+def _carry_template(source: Path, folder: Path) -> None:
+    """Give the folder the chat template of a GGUF file, unless it is ours, which is there."""
+    with GgufFile(source) as file:
+        template = file.vocabulary().chat_template
+    if template and template != CHAT_TEMPLATE:
+        write_atomic(folder / TEMPLATE_FILE, template)
+
+
+def _carry_to_meta(carried: Path | AnyTokenizer, folder: Path, context: int) -> None:
+    """Write the tokenizer as Meta's code reads it, with files of other forms only where they say more."""
+    tokenizer = carry(carried, folder, context=context)
+    if not isinstance(tokenizer, Tokenizer):
+        return
+    write_ranks(folder / MODEL_FILE, tokenizer.ranks)
+    if tokenizer.special_names == SPECIALS:
+        for name in set(FILES) - {MODEL_FILE}:
+            (folder / name).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ found and says what to give.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,6 @@ Kind = Literal["puna", "huggingface", "meta", "gguf", "quantised"]
 _GGUF = b"GGUF"
 _FIRST_SHARD = "consolidated.00.pth"
 _MOST_LISTED = 8
-_MOST_CONFIG_BYTES = 16 << 20
 _ACCEPTED = (
     f"give a folder with {CONFIG} and {WEIGHTS} (or {INDEX}), a folder with {PARAMS} and {_FIRST_SHARD}, "
     "or a .gguf file"
@@ -38,15 +38,15 @@ def kind_of(path: Path | str) -> Kind:
     Raises `ArtifactError` if it is none: with what was found there, and what is accepted.
     """
     path = Path(path)
-    if path.is_file():
-        return _kind_of_file(path)
-    if not path.is_dir():
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if not os.path.lexists(path):
         raise ArtifactError(f"{path} does not exist", hint=f"check the spelling; {_ACCEPTED}")
-    return _kind_of_folder(path)
+    return _kind_of_file(path)
 
 
 def _kind_of_file(path: Path) -> Kind:
-    with path.open("rb") as file:
+    with artifacts.open_regular(path) as file:
         start = file.read(16)
     if start.startswith(_GGUF):
         return "gguf"
@@ -64,21 +64,19 @@ def _kind_of_folder(path: Path) -> Kind:
         return "quantised" if found == "quantised" else "puna"
     has_config, has_params = (path / CONFIG).is_file(), (path / PARAMS).is_file()
     if has_config and ((path / WEIGHTS).is_file() or (path / INDEX).is_file()):
-        return "quantised" if QUANTISED in _config(path) else "huggingface"
+        return "quantised" if QUANTISED in read_json(path, CONFIG) else "huggingface"
     if has_params and (path / _FIRST_SHARD).is_file():
         return "meta"
     raise _not_a_model(path, has_config, has_params)
 
 
-def _config(path: Path) -> dict:
-    size = (path / CONFIG).stat().st_size
-    if size > _MOST_CONFIG_BYTES:
-        raise ArtifactError(f"{path / CONFIG} has {size:,} bytes", hint="a model's has a few thousand")
-    return read_json(path, CONFIG)
-
-
 def _not_a_model(path: Path, has_config: bool, has_params: bool) -> ArtifactError:
-    names = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
+    try:
+        names = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
+    except OSError as error:
+        return ArtifactError(f"{path} cannot be read: {error.strerror}", hint="check its permissions")
+    for name in {CONFIG, WEIGHTS, INDEX, PARAMS, _FIRST_SHARD} & {name.rstrip("/") for name in names}:
+        artifacts.open_regular(path / name).close()  # a folder, a pipe or a broken link in place of a file is the fault
     gguf = [name for name in names if name.endswith(".gguf")]
     if has_config and any(name.endswith(".bin") for name in names):
         hint = f"weights in pytorch_model.bin are not read: fetch the model's {WEIGHTS}"

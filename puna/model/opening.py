@@ -4,6 +4,7 @@ with open_checkpoint(path) as opened:      headers only
     opened.kind, opened.config, opened.weights
 model = load_checkpoint(path)              the weights, streamed
 tokenizer = checkpoint_tokenizer(path)     from its files, or from inside a GGUF file
+format = checkpoint_format(path)           how it is spoken to, and its tokenizer
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from puna.errors import ArtifactError
-from puna.model.checkpoint import WeightFiles, load_config, load_model
+from puna.model.checkpoint import CONFIG, WeightFiles, load_config, load_model, read_json
 from puna.model.detect import Kind as CheckpointKind
 from puna.model.detect import kind_of
 from puna.model.gguf import GgufFile, load_gguf
@@ -23,6 +24,8 @@ from puna.model.llama import Llama
 from puna.model.meta import MetaFiles, load_meta
 from puna.model.sizes import LlamaConfig
 from puna.model.weights import Weights
+from puna.tokenizer.carry import chat_template
+from puna.tokenizer.formats import DialogFormat, Signs, dialog_format
 from puna.tokenizer.load import AnyTokenizer, load_tokenizer
 from puna.tokenizer.sentencepiece import Kind, Piece, SentencePieceTokenizer
 
@@ -50,8 +53,10 @@ def open_checkpoint(path: Path) -> Iterator[Opened]:
         with MetaFiles(path) as files:
             yield Opened(kind=kind, config=files.config, weights=files, notes=tuple(files.notes))
     else:
+        config = load_config(path)
         with WeightFiles(path) as files:
-            yield Opened(kind=kind, config=load_config(path), weights=files)
+            files.expect_llama(config)
+            yield Opened(kind=kind, config=config, weights=files)
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
@@ -71,5 +76,39 @@ def checkpoint_tokenizer(path: Path) -> AnyTokenizer:
         vocabulary = file.vocabulary()
     if vocabulary.model != "llama":
         return to_tokenizer(vocabulary, path)
+    if not len(vocabulary.tokens) == len(vocabulary.scores) == len(vocabulary.types):
+        raise ArtifactError(f"{path}: the pieces have no scores, or no types", hint="convert the model again")
     pieces = zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True)
     return SentencePieceTokenizer([Piece(text, score, Kind(kind)) for text, score, kind in pieces], where=str(path))
+
+
+def checkpoint_format(path: Path, name: str = "") -> DialogFormat:
+    """The dialog format of the checkpoint at `path`, with its tokenizer: `name`, or what the checkpoint says.
+
+    Raises `ArtifactError` as `checkpoint_tokenizer` does, and `ConfigError` for a name that is no format for it.
+    """
+    path = Path(path)
+    return dialog_format(checkpoint_tokenizer(path), name, _signs(path))
+
+
+def _signs(path: Path) -> Signs:
+    """What the checkpoint says about its dialog format."""
+    kind = kind_of(path)
+    template = title = ""
+    if kind == "gguf":
+        with GgufFile(path) as file:
+            config, template = file.config, file.vocabulary().chat_template or ""
+            title = file.settings.get("general.name")
+    elif kind == "meta":
+        with MetaFiles(path) as files:
+            config, template = files.config, chat_template(path)
+    else:
+        config, template = load_config(path), chat_template(path)
+        title = read_json(path, CONFIG).get("_name_or_path")
+    return Signs(
+        context=config.context,
+        outputs=0 if kind == "puna" else config.vocab_size,  # what was trained here is of no release
+        rope_factor=config.rope_scaling.factor if config.rope_scaling else 0.0,
+        template=template,
+        title=title if isinstance(title, str) else "",
+    )

@@ -9,6 +9,14 @@ released configurations say 32; the table follows the released configurations.
 from dataclasses import dataclass
 
 from puna.config import require
+from puna.errors import shown
+
+MOST = 1 << 31  # of any size of a model: no Llama comes near, and what is computed from sizes stays small
+
+
+def _positive(name: str, value: object) -> None:
+    real = type(value) in (int, float) and 1e-30 < value < 1e30  # a NaN is not between
+    require(real, f"{name}={shown(value)} must be a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +27,14 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
+            _positive(name, getattr(self, name))
+        require(type(self.original_context) is int, f"original_context={self.original_context} must be a whole number")
+        require(self.original_context <= MOST, f"original_context={self.original_context:,} must be at most {MOST:,}")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        require(low < high, f"low_freq_factor={low} must be below high_freq_factor={high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +65,36 @@ class LlamaConfig:
             "vocab_size",
             "context",
         ):
-            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+            value = getattr(self, name)
+            whole = type(value) is int and 0 < value <= MOST
+            require(whole, f"{name}={shown(value)} must be positive, a whole number of at most {MOST:,}")
+        for name in ("rope_theta", "norm_eps"):
+            _positive(name, getattr(self, name))
+        require(type(self.tied) is bool, f"tied={shown(self.tied)} must be true or false")
         divides = self.n_heads % self.n_kv_heads == 0
         require(divides, f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}")
         require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: rotary positions turn pairs")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each weight, by Meta's names. Nothing is allocated, whatever the sizes claim."""
+        heads, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        found = {"tok_embeddings.weight": (self.vocab_size, self.dim), "norm.weight": (self.dim,)}
+        if not self.tied:
+            found["output.weight"] = (self.vocab_size, self.dim)
+        layer = {
+            "attention.wq": (heads, self.dim),
+            "attention.wk": (kv, self.dim),
+            "attention.wv": (kv, self.dim),
+            "attention.wo": (self.dim, heads),
+            "feed_forward.w1": (self.ffn_dim, self.dim),
+            "feed_forward.w2": (self.dim, self.ffn_dim),
+            "feed_forward.w3": (self.ffn_dim, self.dim),
+            "attention_norm": (self.dim,),
+            "ffn_norm": (self.dim,),
+        }
+        for index in range(self.n_layers):
+            found |= {f"layers.{index}.{module}.weight": shape for module, shape in layer.items()}
+        return found
 
     @property
     def layer_parameters(self) -> int:
@@ -79,28 +121,6 @@ class LlamaConfig:
         matrices = self.n_layers * (self.layer_parameters - 2 * self.dim) + self.vocab_size * self.dim
         attention = 12 * self.n_layers * self.n_heads * self.head_dim * sequence_length
         return 6 * matrices + attention // (2 if causal else 1)
-
-
-def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a Llama, by Meta's names. Nothing is allocated, whatever sizes `config` claims."""
-    width, heads, kv = config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    found = {"tok_embeddings.weight": (config.vocab_size, width), "norm.weight": (width,)}
-    if not config.tied:
-        found["output.weight"] = (config.vocab_size, width)
-    layer = {
-        "attention.wq": (heads, width),
-        "attention.wk": (kv, width),
-        "attention.wv": (kv, width),
-        "attention.wo": (width, heads),
-        "feed_forward.w1": (config.ffn_dim, width),
-        "feed_forward.w2": (width, config.ffn_dim),
-        "feed_forward.w3": (config.ffn_dim, width),
-        "attention_norm": (width,),
-        "ffn_norm": (width,),
-    }
-    for index in range(config.n_layers):
-        found |= {f"layers.{index}.{module}.weight": shape for module, shape in layer.items()}
-    return found
 
 
 def _llama1(dim: int, layers: int, heads: int, ffn: int) -> LlamaConfig:

@@ -7,20 +7,25 @@
 The format's own library maps a whole file into memory or asks for all tensors at once. Here a reader fetches rows and
 a writer takes one tensor after the other, so that loading or saving a model needs the model's memory and not twice
 that; and a short or scribbled file is a message to the user instead of a crash. No code is ever executed.
+
+As the format's own library does, the reader wants the tensors to cover the rest of the file: one that lies on another,
+a gap, or bytes after the last are faults. So a header can never claim more memory than the file is long.
 """
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from puna.artifacts import replacing
-from puna.errors import ArtifactError
+from puna.artifacts import open_regular, replacing
+from puna.errors import ArtifactError, shown
 
 DTYPES = {
     "F64": torch.float64,
@@ -33,7 +38,9 @@ DTYPES = {
     "U8": torch.uint8,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+_MOST_HEADER_BYTES = 8 << 20  # the format allows 100 MB; the 405B model in one file needs 0.2
+_MOST_DIMENSIONS = 8
+_MOST_NUMBER = (1 << 63) - 1
 _ALIGNMENT = 8
 _HINT = "the file is damaged or was not copied completely: fetch it again, or run its stage again"
 
@@ -64,7 +71,7 @@ class TensorFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = path.open("rb")
+        self._file = open_regular(path)
         try:
             self.entries, self.metadata = _read_header(path, self._file)
         except BaseException:
@@ -96,32 +103,69 @@ class TensorFile:
 
 
 def _read_header(path: Path, file) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 2 <= length <= min(size - 8, _MOST_HEADER_BYTES):
+    if not 2 <= length <= size - 8:
         raise ArtifactError(f"{path} is not a safetensors file, or was cut off in its header", hint=_HINT)
+    if length > _MOST_HEADER_BYTES:
+        what = f"{path} claims a header of {length:,} bytes; at most {_MOST_HEADER_BYTES:,} are read"
+        raise ArtifactError(what, hint=_HINT)
     try:
-        header = json.loads(file.read(length))
+        header = json.loads(file.read(length).decode(), object_pairs_hook=unique_keys)
         metadata = header.pop("__metadata__", {})
+        if any(not isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__ holds what is no text")
         entries = {name: _entry(path, name, record, 8 + length) for name, record in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"the header of {path} cannot be read: {error!r}", hint=_HINT) from None
-    end = max((e.begin + e.bytes for e in entries.values()), default=8 + length)
+        raise ArtifactError(f"the header of {path} cannot be read: {str(error)[:200]}", hint=_HINT) from None
+    _check_places(path, entries, 8 + length, size)
+    return entries, metadata
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `json.loads`: raises `ValueError` where a key comes twice, for readers differ in which they take."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{shown(next(n for i, n in enumerate(names) if n in names[:i]))} is given twice")
+    return found
+
+
+def _check_places(path: Path, entries: Mapping[str, TensorEntry], data: int, size: int) -> None:
+    """One after the other, the tensors must fill the file from `data` on."""
+    end, before = data, ""
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].bytes)):
+        if entry.begin != end:
+            between = f"after {shown(before)}" if before else "after the header"
+            fault = (
+                f"overlaps {shown(before)}" if entry.begin < end else f"leaves {entry.begin - end:,} bytes {between}"
+            )
+            raise ArtifactError(f"{path}: tensor {shown(name)} {fault}", hint=_HINT)
+        end, before = entry.begin + entry.bytes, name
     if end > size:
         raise ArtifactError(f"{path} is cut off: it has {size:,} bytes, its tensors need {end:,}", hint=_HINT)
-    return entries, metadata
+    if end < size:
+        raise ArtifactError(f"{path} has {size - end:,} bytes after its last tensor", hint=_HINT)
 
 
 def _entry(path: Path, name: str, record: Mapping, data: int) -> TensorEntry:
     if record["dtype"] not in DTYPES:
         hint = f"convert it first; read here: {', '.join(DTYPES)}"
-        raise ArtifactError(f"{path}: tensor {name!r} is of type {record['dtype']!r}", hint=hint)
-    begin, end = record["data_offsets"]
-    entry = TensorEntry(DTYPES[record["dtype"]], tuple(int(n) for n in record["shape"]), data + int(begin))
-    if begin < 0 or min(entry.shape, default=0) < 0 or end - begin != entry.bytes:
-        raise ArtifactError(f"{path}: tensor {name!r} has a shape and a length that disagree", hint=_HINT)
+        raise ArtifactError(f"{path}: tensor {shown(name)} is of type {shown(record['dtype'])}", hint=hint)
+    shape, (begin, end) = record["shape"], record["data_offsets"]
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, [*shape, begin, end])):
+        what = f"has the shape {shown(shape)} and the bytes {shown(begin)} to {shown(end)}"
+        raise ArtifactError(f"{path}: tensor {shown(name)} {what}", hint=_HINT)
+    entry = TensorEntry(DTYPES[record["dtype"]], tuple(shape), data + begin)
+    fits = _is_size(math.prod(n or 1 for n in shape) * entry.dtype.itemsize)
+    if end - begin != entry.bytes or not fits:
+        raise ArtifactError(f"{path}: tensor {shown(name)} has a shape and a length that disagree", hint=_HINT)
     return entry
+
+
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 <= number <= _MOST_NUMBER
 
 
 # A tensor to be written: its type and shape are known now, its values are made when it is their turn.

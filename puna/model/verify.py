@@ -54,15 +54,15 @@ class Comparison:
     @property
     def same(self) -> bool:
         """Whether everything stays within the tolerance."""
-        return max((*self.layers, self.logits)) <= self.tolerance
+        return self.first_divergence is None
 
     @property
     def first_divergence(self) -> str | None:
         """`embedding`, `layer 3` (from 1), `logits`, or None."""
         for number, difference in enumerate(self.layers):
-            if difference > self.tolerance:
+            if not difference <= self.tolerance:  # nor is what is not a number within it
                 return f"layer {number}" if number else "embedding"
-        return "logits" if self.logits > self.tolerance else None
+        return None if self.logits <= self.tolerance else "logits"
 
 
 def compare(a: Llama, b: Llama, config: VerifyConfig) -> Comparison:

@@ -28,7 +28,7 @@ from puna.posttrain.tasks.refusals import random_refusals, refusal_scores
 from puna.posttrain.tasks.runner import Outcome, run_items
 from puna.posttrain.tasks.toolbox import Toolbox
 from puna.posttrain.world import load_world
-from puna.tokenizer.bpe import Tokenizer
+from puna.tokenizer import load_tokenizer
 from puna.train.objectives.sft import read_lines
 
 CONTROL = "arithmetic_without_tool"
@@ -164,7 +164,7 @@ def check_contamination(
     training = [d.text for d in read_documents(documents, "train")]
     for line in read_lines(dialogs.file("sft.jsonl")):
         training.append("\n".join(m["content"] for m in line["dialog"]))
-    return {"contamination": contamination_report(sets, training, Tokenizer.load(tokenizer.path), config)}
+    return {"contamination": contamination_report(sets, training, load_tokenizer(tokenizer.path), config)}
 
 
 def _question(item: Item) -> str:

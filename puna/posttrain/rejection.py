@@ -17,8 +17,8 @@ from puna.evaluation.intervals import wilson
 from puna.evaluation.scores import plain
 from puna.posttrain.tasks.dialogs_io import item_from_json, write_lines
 from puna.posttrain.tasks.verify import verify
-from puna.tokenizer.bpe import Tokenizer
-from puna.tokenizer.dialog import render
+from puna.tokenizer import AnyTokenizer, load_tokenizer
+from puna.tokenizer.formats import dialog_format
 from puna.train.loop import load_reward_model
 from puna.train.objectives.reward import RewardModel, dialog_rows
 from puna.train.objectives.sft import read_lines
@@ -36,7 +36,7 @@ def reject(
     config: RejectionConfig, samples: Artifact, dialogs: Artifact, reward: Artifact, preferences: Artifact, *, out: Path
 ) -> dict[str, Any]:
     """Write `sft.jsonl`: the best verified answer to each sampled prompt, and the demonstrations that verify."""
-    model, tokenizer = load_reward_model(reward), Tokenizer.load(reward.path)
+    model, tokenizer = load_reward_model(reward), load_tokenizer(reward.path)
     groups: dict[str, list[dict[str, Any]]] = {}
     for line in read_lines(samples.file("samples.jsonl")):
         groups.setdefault(line["item"]["id"], []).append(line)
@@ -53,7 +53,7 @@ def reject(
     }
 
 
-def _best(model: RewardModel, tokenizer: Tokenizer, answers: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _best(model: RewardModel, tokenizer: AnyTokenizer, answers: list[dict[str, Any]]) -> dict[str, Any] | None:
     passed = {str(a["answer"]): a for a in answers if a["passed"]}
     if not passed:
         return None
@@ -66,13 +66,14 @@ def _best(model: RewardModel, tokenizer: Tokenizer, answers: list[dict[str, Any]
 
 
 @torch.inference_mode()
-def rewards(model: RewardModel, tokenizer: Tokenizer, dialogs: list[Dialog]) -> list[float]:
+def rewards(model: RewardModel, tokenizer: AnyTokenizer, dialogs: list[Dialog]) -> list[float]:
     """The reward of each dialog."""
-    rows, last = dialog_rows([render(tokenizer, d, answer=False).ids for d in dialogs])
+    format = dialog_format(tokenizer)
+    rows, last = dialog_rows([format.render(d, answer=False).ids for d in dialogs])
     return [round(r, 4) for r in model(rows, last).tolist()]
 
 
-def _accuracy(model: RewardModel, tokenizer: Tokenizer, preferences: Artifact) -> dict[str, Any]:
+def _accuracy(model: RewardModel, tokenizer: AnyTokenizer, preferences: Artifact) -> dict[str, Any]:
     """How often the reward model ranks a pair of prompts it has not seen as the verifier does."""
     right = 0
     pairs = read_lines(preferences.file("heldout.jsonl"))

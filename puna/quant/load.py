@@ -18,7 +18,7 @@ from puna.errors import ArtifactError, ConfigError
 from puna.model.checkpoint import CONFIG, QUANTISED, WeightFiles, empty_model, load_config, read_json
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.llama import Llama
-from puna.model.sizes import LlamaConfig, tensor_shapes
+from puna.model.sizes import LlamaConfig
 from puna.quant.forms import UNQUANTISED, QuantConfig
 from puna.quant.groups import Packed, code_dtype, dequantise_matrix
 from puna.quant.modules import QuantEmbedding, QuantLinear, QuantMatrix
@@ -54,6 +54,7 @@ def load_quantised(path: Path, dtype: torch.dtype = torch.float32, *, expand: bo
     if expand is None:
         expand = config.parameters * dtype.itemsize < EXPAND_BELOW
     with WeightFiles(path) as files:
+        files.expect_depth(config)
         files.expect(_shapes(config, quant))
         source = _Source(files, config, quant)
         return _expanded(source, dtype) if expand else _packed(source, dtype)
@@ -84,7 +85,7 @@ class _Source:
 def _shapes(config: LlamaConfig, quant: QuantConfig) -> dict[str, tuple[int, ...]]:
     """What the file must hold."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in tensor_shapes(config).items():
+    for name, shape in config.shapes().items():
         shapes.update(part_shapes(hf_name(name), shape, quant.form_of(name)))
     return shapes
 

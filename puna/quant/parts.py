@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
-from puna.model.sizes import LlamaConfig, tensor_shapes
+from puna.model.sizes import LlamaConfig
 from puna.model.tensorfile import Pending, TensorFile, file_bytes, pending, write_tensors
 from puna.model.weights import Weights
 from puna.quant.forms import UNQUANTISED, Form
@@ -95,7 +95,7 @@ class Written:
 
     def __init__(self, folder: Path, config: LlamaConfig, forms: dict[str, Form], otherwise: Reader):
         self.folder, self.config, self.forms, self.otherwise = folder, config, forms, otherwise
-        self.shapes = tensor_shapes(config)
+        self.shapes = config.shapes()
 
     def __call__(self, name: str) -> Tensor:
         theirs = hf_name(name)

@@ -23,12 +23,12 @@ import torch
 from puna import log
 from puna.artifacts import WORK, Artifact, stage, write_atomic
 from puna.config import to_json
-from puna.errors import ConfigError, DataError
+from puna.errors import ArtifactError, ConfigError, DataError
 from puna.model.checkpoint import CONFIG, QUANTISED, WEIGHTS
 from puna.model.conversion import tokenizer_of, write_folder_of
 from puna.model.convert import hf_name
 from puna.model.opening import open_checkpoint
-from puna.model.sizes import LlamaConfig, tensor_shapes
+from puna.model.sizes import LlamaConfig
 from puna.quant import sensitivity
 from puna.quant.budget import CHOICES, Choice, Option, choose, smallest
 from puna.quant.calibrate import calibrate
@@ -62,14 +62,17 @@ def quantise(
     work.mkdir(parents=True, exist_ok=True)
     with open_checkpoint(source) as opened:
         shape, weights = opened.config, opened.weights
-        shapes = {hf_name(name): size for name, size in tensor_shapes(shape).items()}
+        if len(weights.names) < shape.n_layers:
+            found = f"{source} has {len(weights.names):,} tensors and claims {shape.n_layers:,} layers"
+            raise ArtifactError(found, hint="is its configuration another model's?")
+        shapes = {hf_name(name): size for name, size in shape.shapes().items()}
         weights.expect(shapes)
         reader, tokenizer = Stored(weights, shape), tokenizer_of(source)
         write_folder_of(source, shape, out, torch.bfloat16, {QUANTISED: to_json(config)})
         plan: dict[str, Any] = {}
         if config.budget:
             config, plan = _planned(config, shape, reader, _needed(tokenizer, source), calibration, out)
-        forms = {hf_name(name): config.form_of(name) for name in tensor_shapes(shape)}
+        forms = {hf_name(name): config.form_of(name) for name in shape.shapes()}
         _each_nearest(weights, forms, [n for n in forms if n not in _calibrated_names(config, shape)], work)
         if config.calibrate:
             tokens = rows_of(
@@ -106,7 +109,7 @@ def _calibrated_names(config: QuantConfig, shape: LlamaConfig) -> set[str]:
     """What `calibrate` writes: the layers' matrices, and an output matrix that is not the embedding."""
     if not config.calibrate:
         return set()
-    names = {n for n, size in tensor_shapes(shape).items() if len(size) == 2 and n.startswith("layers.")}
+    names = {n for n, size in shape.shapes().items() if len(size) == 2 and n.startswith("layers.")}
     if not shape.tied and config.bits_of("output.weight") != UNQUANTISED:
         names.add("output.weight")
     return {hf_name(name) for name in names}
@@ -133,7 +136,7 @@ def _planned(
             texts_of(text, "calibration"), tokenizer, config.sensitivity_tokens, min(sensitivity.ROW, shape.context)
         )
         damages = sensitivity.measure_damages(shape, reader, tokens, CHOICES)
-        sizes = tensor_shapes(shape)
+        sizes = shape.shapes()
         options = {n: [Option(f, f.bytes(sizes[n]), d) for f, d in found.items()] for n, found in damages.items()}
         write_atomic(file, json.dumps(_fit(config, shape, options, out)))
     plan = json.loads(file.read_text())
@@ -168,7 +171,7 @@ def _fit(config: QuantConfig, shape: LlamaConfig, options: dict[str, list[Option
 
 def _around(config: QuantConfig, shape: LlamaConfig, forms: dict[str, Form], unit: str, out: Path) -> int:
     """The bytes beside the matrices: norms and, of a size, the weights' header and all other files."""
-    sizes = tensor_shapes(shape)
+    sizes = shape.shapes()
     if unit == "bpw":
         return sum(Form(UNQUANTISED).bytes(size) for size in sizes.values() if len(size) == 1)
     _write_forms(out, config.with_forms(forms))

@@ -12,17 +12,15 @@ import dataclasses
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from puna import chat
 from puna.chat import Dialog, Message, Request, Sampling, ToolCall
 from puna.errors import PunaError
 from puna.serve import knobs
 from puna.serve.fields import ApiError, Fields, parse_json, refuse
-from puna.tokenizer import Tokenizer
-from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER
-from puna.tokenizer.dialog import render
-from puna.tokenizer.tools_prompt import system_prompt
+from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER, write_call
+from puna.tokenizer.formats import DialogFormat
 
 MAX_CHOICES = 16  # of one call: n, times the number of prompts
 MAX_MESSAGES = 2048
@@ -30,6 +28,7 @@ MAX_TOOLS = 64
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions
 LEAST_TOP_P = 1e-6
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+CALL_ID = re.compile(f"call_({'|'.join(get_args(chat.Dialect))})_[0-9a-f]{{24}}")
 # Fields that concern OpenAI's own service (billing, storage, caching): accepted, without effect on the answer.
 SERVICE_FIELDS = (
     "user",
@@ -60,7 +59,7 @@ def chat_call(body: Any, engine: Any, model: str) -> Call:
     fields = Fields(body)
     _check_model(fields, model)
     tools = _tools(fields)
-    dialog = _dialog(fields, tools)
+    dialog = _dialog(fields, tools, engine.format)
     sampling = _sampling(fields)
     limit = fields.integer("max_completion_tokens", 1, 1_000_000)
     older = fields.integer("max_tokens", 1, 1_000_000)
@@ -117,11 +116,11 @@ def completion_call(body: Any, engine: Any, model: str) -> Call:
     )
 
 
-def prompt_tokens(tokenizer: Tokenizer, request: Request) -> int:
-    """The length of a request's prompt, with everything that the chat format adds. Raises `PunaError`."""
+def prompt_tokens(format: DialogFormat, request: Request) -> int:
+    """The length of a request's prompt, with everything that the dialog format adds. Raises `PunaError`."""
     if request.prompt is not None:
-        return 1 + len(tokenizer.encode(request.prompt))  # begin_of_text
-    return len(render(tokenizer, request.dialog, answer=True).ids)
+        return 1 + len(format.tokenizer.encode(request.prompt))  # begin_of_text
+    return len(format.render(request.dialog).ids)
 
 
 def _check_model(fields: Fields, model: str) -> None:
@@ -192,7 +191,7 @@ def _prompts(fields: Fields) -> list[str]:
 def _count(engine: Any, request: Request, param: str) -> int:
     """The prompt's length in tokens. Raises `ApiError` where it leaves no room for an answer."""
     try:
-        count = prompt_tokens(engine.tokenizer, request)
+        count = prompt_tokens(engine.format, request)
     except PunaError as error:
         refuse(str(error), param)
     if count >= engine.config.context:
@@ -242,21 +241,24 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
     return functions if choice == "auto" else []
 
 
-def _dialog(fields: Fields, tools: list[dict[str, Any]]) -> Dialog:
+def _dialog(fields: Fields, tools: list[dict[str, Any]], format: DialogFormat) -> Dialog:
     items = fields.array("messages", longest=MAX_MESSAGES)
     if not items:
         refuse("messages must hold at least one message", "messages", "missing_required_parameter")
-    callable_names = {tool["name"] for tool in tools}
+    offered = {tool["name"] for tool in tools}
     call_ids: set[str] = set()
     dialog = []
     for i, item in enumerate(items):
         message = Fields(item, f"messages[{i}]")
-        dialog.append(_message(message, callable_names, call_ids))
+        dialog.append(_message(message, format.dialect or "json", offered, call_ids))
         message.done()
-    return _offered(tuple(dialog), tools)
+    try:
+        return format.offer(tuple(dialog), tools)
+    except PunaError as error:
+        refuse(str(error), "tools", "unsupported_parameter")
 
 
-def _message(fields: Fields, callable_names: set[str], call_ids: set[str]) -> Message:
+def _message(fields: Fields, usual: chat.Dialect, offered: set[str], call_ids: set[str]) -> Message:
     role = fields.text("role")
     fields.ignore("name")
     if role in ("system", "developer"):
@@ -267,7 +269,7 @@ def _message(fields: Fields, callable_names: set[str], call_ids: set[str]) -> Me
         fields.ignore("refusal", "annotations", "reasoning_content")
         fields.unsupported("audio")
         fields.unsupported("function_call")
-        calls = _tool_calls(fields, callable_names, call_ids)
+        calls = _tool_calls(fields, usual, offered, call_ids)
         return chat.assistant(_content(fields, required=not calls), *calls)
     if role == "tool":
         call = fields.text("tool_call_id")
@@ -296,12 +298,13 @@ def _content(fields: Fields, *, required: bool = True) -> str:
     return "".join(texts)
 
 
-def _tool_calls(fields: Fields, callable_names: set[str], call_ids: set[str]) -> list[ToolCall]:
+def _tool_calls(fields: Fields, usual: chat.Dialect, offered: set[str], call_ids: set[str]) -> list[ToolCall]:
     calls = []
     for i, item in enumerate(fields.array("tool_calls", longest=MAX_TOOLS)):
         entry = Fields(item, f"{fields.name('tool_calls')}[{i}]")
         entry.ignore("type", "index")
-        call_ids.add(entry.text("id"))
+        id = entry.text("id")
+        call_ids.add(id)
         function = Fields(entry.take("function"), entry.name("function"))
         name, arguments = function.text("name"), function.text("arguments")
         try:
@@ -310,24 +313,32 @@ def _tool_calls(fields: Fields, callable_names: set[str], call_ids: set[str]) ->
             parsed = None
         if not isinstance(parsed, dict):
             refuse(f"{function.name('arguments')} must be a JSON object in a string", function.name("arguments"))
-        calls.append(ToolCall(name=name, arguments=parsed, dialect=_dialect(name, parsed, callable_names)))
+        calls.append(_call(name, parsed, _dialect(id) or _guessed(name, parsed, usual, offered)))
         function.done()
         entry.done()
     return calls
 
 
-def _dialect(name: str, arguments: dict[str, Any], callable_names: set[str]) -> chat.Dialect:
-    """How the model wrote a call that comes back in the history: the client keeps only name and arguments."""
-    if name in callable_names:
-        return "json"
+def _dialect(id: str) -> chat.Dialect | None:
+    """How the model wrote a call that comes back in the history, as the id says that `replies.tool_calls` gave it."""
+    found = CALL_ID.fullmatch(id)
+    return found[1] if found else None  # type: ignore[return-value]  (the pattern names the dialects)
+
+
+def _guessed(name: str, arguments: dict[str, Any], usual: chat.Dialect, offered: set[str]) -> chat.Dialect:
+    """The dialect of a call that another server's id names: the client keeps only name and arguments."""
+    if name in offered:
+        return usual
     if name == CODE_INTERPRETER and arguments.keys() == {"code"}:
         return "python"
-    return "builtin" if name in BUILTIN_TOOLS else "json"
+    return "builtin" if name in BUILTIN_TOOLS else usual
 
 
-def _offered(dialog: Dialog, tools: list[dict[str, Any]]) -> Dialog:
-    """`dialog` with the tools described at the head of its system message, which is added if there is none."""
-    if not tools:
-        return dialog
-    first, rest = (dialog[0].content, dialog[1:]) if dialog[0].role == "system" else ("", dialog)
-    return (chat.system(system_prompt(first, functions=tools)), *rest)
+def _call(name: str, arguments: dict[str, Any], dialect: chat.Dialect) -> ToolCall:
+    """The call, in `dialect` if that can say it, else in JSON, which says any."""
+    call = ToolCall(name=name, arguments=arguments, dialect=dialect)
+    try:
+        write_call(call)
+    except PunaError:
+        return dataclasses.replace(call, dialect="json")
+    return call

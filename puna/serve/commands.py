@@ -83,6 +83,7 @@ def _show(conversation: Conversation, _argument: str) -> str:
         "context": f"{conversation.tokens:,} of {context:,} tokens used",
         "messages": str(len(conversation.messages)),
         "system": conversation.system or "(none)",
+        "dialog": conversation.engine.format.name,
         "tools": f"{tools} ({state})" if conversation.tools else tools,
     }
     return "\n".join([*(f"  {name:<12} {value}" for name, value in facts.items()), _settings(conversation)])

@@ -20,10 +20,8 @@ from puna import artifacts, chat, config
 from puna.chat import Completion, Dialog, Message, Request, Sampling, ToolCall
 from puna.errors import ConfigError, DataError, PunaError
 from puna.serve import knobs
-from puna.serve.calls import prompt_tokens
 from puna.serve.replies import Speech
-from puna.serve.toolset import announce, custom_names
-from puna.tokenizer.dialog import render
+from puna.serve.toolset import custom_names, offered
 from puna.tools.agent import derive_seed, execute
 from puna.tools.definition import Tool
 
@@ -86,8 +84,9 @@ class Conversation:
         self, engine: Any, *, system: str = "", sampling: Sampling = knobs.DEFAULT, tools: Sequence[Tool] = ()
     ):
         self.engine = engine
-        self.system, self.sampling, self.tools = system, sampling, tuple(tools)
-        self.tools_on = bool(tools)
+        self.system, self.sampling = system, sampling
+        self.tools = tuple(tools) if engine.format.dialect else ()
+        self.tools_on = bool(self.tools)
         self.seed: int | None = None
         self.clear()
 
@@ -99,13 +98,16 @@ class Conversation:
     @property
     def dialog(self) -> Dialog:
         """What the model sees."""
-        text = announce(self.system, self.tools) if self.tools_on else self.system
-        return (*([chat.system(text)] if text else []), *self.messages[self._first :])
+        dialog = (*([chat.system(self.system)] if self.system else []), *self.messages[self._first :])
+        return offered(self.engine.format, dialog, self.tools) if self.tools_on else dialog
 
     @property
     def tokens(self) -> int:
         """The length of what the model sees."""
-        return prompt_tokens(self.engine.tokenizer, Request(dialog=self.dialog)) if self.dialog else 0
+        dialog = self.dialog
+        answered = dialog[-1:] and dialog[-1].role == "assistant"
+        waits = bool(self.messages[self._first :]) and not answered
+        return len(self.engine.format.render(dialog, answer=waits).ids) if dialog else 0
 
     def set(self, name: str, text: str) -> None:
         """Change one setting to what a person typed. Raises `ConfigError`."""
@@ -167,7 +169,8 @@ class Conversation:
 
     def _stream(self, request: Request, clock: "_Clock", stopped: Callable[[], bool]) -> Iterator[Event]:
         """The events of one message; returns its completion, or None if it was stopped (its text is kept)."""
-        speech = Speech(custom_names(self.tools) if self.tools_on else None)
+        names = custom_names(self.tools) if self.tools_on else None
+        speech = Speech(names, self.engine.format.reader(names))
         said = ""
         pieces = self.engine.stream(request)
         try:
@@ -224,7 +227,7 @@ class Conversation:
         saved = _read(path)
         for name in knobs.KNOBS:
             knobs.turn(saved.sampling, name, str(getattr(saved.sampling, name)))
-        render(self.engine.tokenizer, saved.messages, answer=True)  # calls that cannot be written are found now
+        self.engine.format.render(saved.messages, answer=False)  # what this model's format cannot say is found now
         self.clear()
         self.system, self.sampling, self.seed = saved.system, saved.sampling, saved.seed
         self.messages = list(saved.messages)

@@ -32,7 +32,7 @@ from puna.serve.fields import ApiError, parse_json
 from puna.serve.gate import Gate, is_loopback, read_body
 from puna.serve.metrics import Metrics
 from puna.serve.page import Page
-from puna.serve.toolset import announce
+from puna.serve.toolset import offered
 from puna.serve.worker import Ticket, Worker
 from puna.tools.agent import execute
 from puna.tools.definition import Tool
@@ -59,11 +59,12 @@ def serve(
     examples: Sequence[str] = (),
     tools: Sequence[Tool] = (),
     threads: int | None = None,
+    dialog: str = "",
 ) -> None:
     """Serve the checkpoint or quantised artifact at `path` until Ctrl-C.
 
     `name` is the model's name to clients (the directory's, if empty); `examples` are questions that the page offers,
-    `tools` those that it lets the model use.
+    `tools` those that it lets the model use, `dialog` the name of the dialog format (by default the checkpoint's).
     Raises `ConfigError` for an open host without a key, and `PunaError` if the port cannot be had.
     """
     check_address(host, api_key)
@@ -72,7 +73,10 @@ def serve(
 
     with listener:
         face = Face(
-            Engine.load(path, threads=threads), name=name or path.resolve().name, examples=examples, tools=tools
+            Engine.load(path, threads=threads, dialog=dialog),
+            name=name or path.resolve().name,
+            examples=examples,
+            tools=tools,
         )
         run(face, listener, host=host, api_key=api_key)
 
@@ -152,7 +156,8 @@ class Face:
         tools: Sequence[Tool] = (),
         worker: Worker | None = None,
     ):
-        self.engine, self.name, self.examples, self.tools = engine, name, list(examples), list(tools)
+        self.engine, self.name, self.examples = engine, name, list(examples)
+        self.tools = list(tools) if engine.format.dialect else []
         self.worker = worker or Worker(engine)
         self._tool_runs = 0
         self.metrics = Metrics()
@@ -225,7 +230,10 @@ class Face:
         return JSONResponse(reply.whole(completions))
 
     async def _events(self, call: Call, reply: replies.Reply, ticket: Ticket, path: str) -> AsyncIterator[bytes]:
-        speeches = [replies.Speech(call.tools if reply.is_chat else None) for _ in call.requests]
+        if reply.is_chat:
+            speeches = [replies.Speech(call.tools, self.engine.format.reader(call.tools)) for _ in call.requests]
+        else:
+            speeches = [replies.Speech(None) for _ in call.requests]
         completions = []
         try:
             for chunk in reply.opening():
@@ -276,7 +284,8 @@ class Face:
                 "parameters": self.engine.config.parameters,
                 "examples": self.examples,
                 "tools": [tool.name for tool in self.tools],
-                "tools_system": announce("", self.tools) if self.tools else "",
+                "tools_system": offered(self.engine.format, (), self.tools)[0].content if self.tools else "",
+                "dialog": self.engine.format.name,
             }
         )
 

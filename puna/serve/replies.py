@@ -21,6 +21,7 @@ from puna.serve.fields import ApiError
 from puna.serve.worker import Ticket
 from puna.tokenizer.call_stream import Event, MessageStream
 from puna.tokenizer.calls import TAGGED
+from puna.tokenizer.formats import Reader
 
 
 class Speech:
@@ -30,10 +31,13 @@ class Speech:
     like a call only until it shows that it is none (`MessageStream`).
     """
 
-    def __init__(self, tools: frozenset[str] | None):
-        """`tools` are the functions on offer; None for a raw completion, in which nothing is a call."""
+    def __init__(self, tools: frozenset[str] | None, reader: Reader | None = None):
+        """`tools` are the functions on offer; None for a raw completion, in which nothing is a call.
+
+        `reader` is the dialog format's, Llama 3's by default.
+        """
         self._tools = tools
-        self._stream = MessageStream(names=tools, spelled=True)
+        self._stream = reader or MessageStream(names=tools, spelled=True)
         self._calling = False
         self._said = ""
 
@@ -149,11 +153,15 @@ def finish_reason(completion: Completion, calls: tuple[ToolCall, ...]) -> str:
 
 
 def tool_calls(calls: Sequence[ToolCall]) -> Iterator[dict[str, Any]]:
-    """Calls as OpenAI writes them: arguments are JSON in a string."""
+    """Calls as OpenAI writes them: arguments are JSON in a string.
+
+    The id says the call's dialect, for which the protocol has no place: so a client that sends the call back, in the
+    history of its next question, tells how the model wrote it (`dialect_of`).
+    """
     for call in calls:
         arguments = json.dumps(call.arguments, ensure_ascii=False)
         function = {"name": call.name, "arguments": arguments}
-        yield {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+        yield {"id": f"call_{call.dialect}_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def event(data: dict[str, Any] | str) -> bytes:

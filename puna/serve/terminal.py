@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from puna.chat import Sampling, ToolCall
+from puna.chat import Sampling, ToolCall, user
 from puna.errors import PunaError
 from puna.serve import commands, knobs
 from puna.serve.conversation import Conversation, Ended, Event, Forgot, Said, Used
 from puna.serve.screen import Screen
+from puna.tokenizer.formats import NONE
 from puna.tools.definition import Tool
 
 PROMPT, CONTINUED = ">>> ", "... "
@@ -59,14 +60,16 @@ def chat_command(
     name: str = "",
     tools: Sequence[Tool] = (),
     threads: int | None = None,
+    dialog: str = "",
 ) -> int:
     """`puna chat PATH`: load the checkpoint or quantised artifact, talk, and return the exit code.
 
-    `name` is what the model is called (the directory's name, if empty), `threads` how many it computes with.
+    `name` is what the model is called (the directory's name, if empty), `threads` how many it computes with, `dialog` the
+    name of the dialog format (by default the checkpoint's).
     """
     from puna.inference.engine import Engine
 
-    engine = Engine.load(path, threads=threads)
+    engine = Engine.load(path, threads=threads, dialog=dialog)
     return chat(engine, name=name or path.resolve().name, options=options, tools=tools)
 
 
@@ -75,8 +78,11 @@ def chat(
 ) -> int:
     """Talk to `engine` over stdin and stdout until the person leaves; returns the exit code.
 
-    It is 0, or 1 if something typed into a pipe or given as `prompt` could not be answered.
+    It is 0, or 1 if something typed into a pipe or given as `prompt` could not be answered. Raises `DataError` for a base
+    model, which has no dialog format.
     """
+    if engine.format.name == NONE:
+        engine.format.render((user(""),))  # which says why not
     options = options or ChatOptions()
     conversation = Conversation(engine, system=options.system, sampling=options.sampling, tools=tools)
     conversation.seed = options.seed
@@ -92,7 +98,8 @@ def chat(
             session.answer(conversation.ask("\n\n".join(filter(None, (options.prompt, piped.strip())))))
             return session.failures and 1
         if person:
-            screen.notice(f"{name}: {engine.config.parameters:,} parameters. /? for help.")
+            about = f"{engine.config.parameters:,} parameters, dialog format {engine.format.name}"
+            screen.notice(f"{name}: {about}. /? for help.")
         session.talk(_typed if person else _piped, hints=person)
     except BrokenPipeError:  # `puna chat ... | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,13 +1,14 @@
 """The tools that a served model may use, and how it is told of them.
 
 Llama 3.1 knows three built-in tools by training: `brave_search`, `wolfram_alpha` and the code interpreter; the system
-message only names them. Any other tool is described to it in JSON.
+message only names them. Any other tool is described to it, in the way of its dialog format.
 """
 
 from collections.abc import Iterable, Sequence
 
+from puna.chat import Dialog
 from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER
-from puna.tokenizer.tools_prompt import system_prompt
+from puna.tokenizer.formats import DialogFormat
 from puna.tools.calculator import calculator
 from puna.tools.definition import Tool
 from puna.tools.sandbox import Sandbox, code_interpreter
@@ -24,18 +25,18 @@ def builtin_tools(documents: Iterable[tuple[str, str]] = ()) -> tuple[Tool, ...]
     return (*search, calculator(), code_interpreter(Sandbox()))
 
 
-def announce(text: str, tools: Sequence[Tool]) -> str:
-    """The system message that offers `tools`, with `text` after."""
+def offered(format: DialogFormat, dialog: Dialog, tools: Sequence[Tool]) -> Dialog:
+    """`dialog` with `tools` offered in it, as the model's dialog format does. Raises `PunaError` if it has no tools."""
     names = [tool.name for tool in tools]
     own = [tool for tool in tools if tool.name not in (*BUILTIN_TOOLS, CODE_INTERPRETER)]
-    return system_prompt(
-        text,
+    return format.offer(
+        dialog,
+        [tool.declaration()["function"] for tool in own],
         builtins=[name for name in names if name in BUILTIN_TOOLS],
         code_interpreter=CODE_INTERPRETER in names,
-        functions=[tool.declaration()["function"] for tool in own],
     )
 
 
 def custom_names(tools: Sequence[Tool]) -> frozenset[str]:
-    """The tools that a model calls in JSON."""
+    """The tools that a model knows only from their descriptions."""
     return frozenset(tool.name for tool in tools) - {*BUILTIN_TOOLS, CODE_INTERPRETER}

@@ -26,6 +26,7 @@ of the file, and a token that is missing among them is the reserved one at its p
 import base64
 import binascii
 import difflib
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,6 +56,9 @@ SPECIALS = (
 )
 MODEL_FILE = "tokenizer.model"
 MOST_FILE_BYTES = 64 << 20  # of a vocabulary; Llama 3's largest form has 17 million
+MOST_TOKENS = 1 << 19
+MOST_TOKEN_BYTES = 1024  # Llama 3's longest has 128; what a token can be split into grows with the square
+MOST_SPECIALS = 10_000
 _RESERVED = re.compile(r"<\|reserved_special_token_\d+\|>")
 
 
@@ -70,6 +74,8 @@ class Tokenizer:
 
     def __init__(self, ranks: Mapping[bytes, int], names: Sequence[str] = SPECIALS):
         self.ranks = dict(ranks)
+        if len(names) > MOST_SPECIALS:
+            raise ArtifactError(f"there are {len(names):,} special tokens, {MOST_SPECIALS:,} at most", hint=_NAMES_HINT)
         self.special_names = tuple(names)  # in the order of their ids
         self._specials = {name: len(self.ranks) + i for i, name in enumerate(names)}
         if len(self._specials) != len(names):
@@ -141,6 +147,16 @@ class Tokenizer:
         except (KeyError, OverflowError):
             raise outside(next(i for i in ids if not 0 <= i < self.vocab_size), self.vocab_size) from None
 
+    errors = "replace"  # the codec's way with bytes that are no UTF-8
+
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of a text that goes on from another: here, those of any text."""
+        return self.encode(text)
+
+    def first_bytes(self, id: int) -> bytes:
+        """The bytes of a token that begins a text: here, those that it has anywhere."""
+        return self.decode_bytes([id])
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 (a character cut in half) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
@@ -169,16 +185,19 @@ _DAMAGED = "it must hold one line per rank: the bytes in base64, a space, the ra
 
 def read_ranks(path: Path) -> dict[bytes, int]:
     """The ranks in the file `path`. Raises `ArtifactError` if it is absent, damaged, truncated, or has gaps."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ArtifactError(
             f"{path.parent} is not a tokenizer: it has no {MODEL_FILE}",
             hint="give the directory that train_tokenizer wrote, or a checkpoint's",
         )
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(read_bounded(path).splitlines()):
+    for number, line in enumerate(io.BytesIO(read_bounded(path))):
         try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            encoded, rank = line.split()
+            token = base64.b64decode(encoded, validate=True)
+            if not 0 < len(token) <= MOST_TOKEN_BYTES or number >= MOST_TOKENS:
+                raise ValueError("too long, or too many")
+            ranks[token] = int(rank)
         except (ValueError, binascii.Error):
             shown = line[:40].decode("utf-8", errors="replace")
             raise ArtifactError(f"{path}, line {number + 1}: {shown!r} is not a rank", hint=_DAMAGED) from None
@@ -192,12 +211,9 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 def read_bounded(path: Path) -> bytes:
     """The content of a vocabulary's file. Raises `ArtifactError` if it is too large to be one, or cannot be read."""
-    try:
-        with path.open("rb") as file:
-            large = os.fstat(file.fileno()).st_size > MOST_FILE_BYTES
-            data = b"" if large else file.read(MOST_FILE_BYTES)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}", hint="give the file of a tokenizer") from None
+    with artifacts.open_regular(path) as file:
+        large = os.fstat(file.fileno()).st_size > MOST_FILE_BYTES
+        data = b"" if large else file.read(MOST_FILE_BYTES)
     if large:
         raise ArtifactError(
             f"{path} is no vocabulary: it has more than {MOST_FILE_BYTES:,} bytes", hint="give the file of a tokenizer"

@@ -23,11 +23,11 @@ interpreter stands as it is. Special tokens' names in texts stay texts, as every
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from puna.chat import Dialog, Message
+from puna.chat import Dialog, Message, system, user
 from puna.config import require
 from puna.errors import PunaError
 from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER
@@ -47,6 +47,8 @@ _FOR_SYSTEM = (
     "You have access to the following functions. To call a function, please respond with JSON for a function call."
 )
 
+_OPENINGS = ("Environment: ipython\nTools: ", "Environment: ipython\n", "Cutting Knowledge Date: ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFace:
@@ -57,12 +59,15 @@ class HuggingFace:
     them. None differs from an empty tuple, as it does for the template. `today` is a text, since tokens must not depend
     on the clock: 3.2's template would put the day there on which it runs, like `time.strftime("%d %b %Y")`.
     Raises `ConfigError` for what the version's template does not know.
+
+    `as_written` departs from the template where it would change or refuse what a model said, or what `offered` made.
     """
 
     version: Version = "3.1"
     functions: tuple[Mapping[str, Any], ...] | None = None
     builtins: tuple[str, ...] | None = None
     functions_in_user_message: bool = True  # else in the system message
+    as_written: bool = False  # history as models wrote it: several calls in a message, and the text beside them
     today: str = "26 Jul 2024"
     knowledge_date: str = "December 2023"
 
@@ -80,12 +85,42 @@ class HuggingFace:
         """The turns of `dialog`. Raises `PunaError` where the template refuses it."""
         turns = []
         if self.version != "3":
-            text, dialog = (dialog[0].content, dialog[1:]) if dialog and dialog[0].role == "system" else ("", dialog)
-            turns.append(Turn("system", (self._system(text.strip()),)))
+            text, dialog = _apart(dialog)
+            opened = self.as_written and text.startswith(_OPENINGS)
+            turns.append(Turn("system", (text if opened else self._system(text.strip()),)))
             if self.functions is not None and self.functions_in_user_message:
                 turns.append(self._first_question(dialog))
                 dialog = dialog[1:]
-        return turns + [self._turn(message) for message in dialog]
+        waits = self.builtins is not None or bool(turns and turns[0].segments[0].startswith(_OPENINGS[0]))
+        return turns + [self._turn(message, waits) for message in dialog]
+
+    def offered(
+        self,
+        dialog: Dialog,
+        *,
+        functions: Sequence[Mapping[str, Any]],
+        builtins: Sequence[str] = (),
+        code_interpreter: bool = False,
+    ) -> Dialog:
+        """`dialog` with the tools written into it, where the template would put them.
+
+        A style that is `as_written` gives it the template's tokens: a system message that opens as the template's does
+        gets no second opening. Where no question comes first, functions stand in the system message.
+        Raises `ConfigError` for tools that the version's template does not know.
+        """
+        named = (*builtins, *([CODE_INTERPRETER] if code_interpreter else []))
+        text, rest = _apart(dialog)
+        asked = bool(rest) and rest[0].role == "user" and self.functions_in_user_message
+        style = replace(
+            self,
+            functions=tuple(functions) or None,
+            builtins=named or None,
+            functions_in_user_message=asked,
+        )
+        opening = system(style._system(text.strip()))
+        if not (functions and asked):
+            return (opening, *rest)
+        return (opening, user(style._first_question(rest).segments[0]), *rest[1:])
 
     def _system(self, text: str) -> str:
         lines = []
@@ -110,17 +145,22 @@ class HuggingFace:
         wrapped = ({"type": "function", "function": function} for function in self.functions or ())
         return "".join(json.dumps(entry, indent=4, ensure_ascii=False) + "\n\n" for entry in wrapped)
 
-    def _turn(self, message: Message) -> Turn:
+    def _turn(self, message: Message, waits: bool) -> Turn:
         if self.version == "3" and (message.tool_calls or message.role == "ipython"):
             raise PunaError("Llama 3's template knows no tools", hint="3.1 and later do; or use the style META")
-        if len(message.tool_calls) > 1:
+        if len(message.tool_calls) > 1 and not self.as_written:
             raise PunaError(
                 f"a message has {len(message.tool_calls)} tool calls, and the chat template knows one at a time",
                 hint="use the style META, or a message for each call",
             )
         if message.tool_calls:
             alone = Message(role=message.role, tool_calls=message.tool_calls)
-            return Turn(message.role, segments(alone), self.builtins is not None or wants_tool(message))
+            return Turn(message.role, segments(message if self.as_written else alone), waits or wants_tool(message))
         if message.role == "ipython":
             return Turn(message.role, (json.dumps(message.content, ensure_ascii=False),))
         return Turn(message.role, (message.content.strip(),))
+
+
+def _apart(dialog: Dialog) -> tuple[str, Dialog]:
+    """The system message's text, and what follows it."""
+    return (dialog[0].content, dialog[1:]) if dialog and dialog[0].role == "system" else ("", dialog)

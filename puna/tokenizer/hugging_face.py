@@ -27,8 +27,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from puna.errors import ArtifactError
-from puna.tokenizer.bpe import Tokenizer, as_unicode, read_bounded
+from puna.errors import ArtifactError, shown
+from puna.tokenizer.bpe import MOST_TOKEN_BYTES, Tokenizer, as_unicode, read_bounded
 from puna.tokenizer.export import byte_alphabet
 from puna.tokenizer.export import merges as all_merges
 from puna.tokenizer.merging import merge
@@ -53,10 +53,12 @@ def read_tokenizer_json(path: Path) -> Tokenizer | SentencePieceTokenizer:
     data = _object(path)
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise _refusal(path, f"model.type is {model.get('type') if isinstance(model, dict) else model!r}, not 'BPE'")
+        raise _refusal(
+            path, f"model.type is {shown(model.get('type') if isinstance(model, dict) else model)}, not 'BPE'"
+        )
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise _refusal(path, f"model.{key} is {model[key]!r}, not null")
+            raise _refusal(path, f"model.{key} is {shown(model[key])}, not null")
     vocab, merges, added = _vocab(path, model), _merges(path, model), _added(path, data)
     if any(step.get("type") == "ByteLevel" for step in _steps(data.get("pre_tokenizer"), "pretokenizers")):
         return _byte_level(path, data, vocab, merges, added)
@@ -77,6 +79,9 @@ def ranks_of(
         pairs = [tuple(bytes(alphabet[c] for c in half) for half in pair) for pair in merges]
     except KeyError as error:
         raise _refusal(where, f"a token or a merge has {error.args[0]!r}, which stands for no byte") from None
+    wrong = next((token for token in ranks if not 0 < len(token) <= MOST_TOKEN_BYTES), None)
+    if wrong is not None:
+        raise _refusal(where, f"it has a token of {len(wrong):,} bytes, where 1 to {MOST_TOKEN_BYTES:,} are read")
     if any(id != rank for rank, id in enumerate(ranks.values())):
         raise _refusal(where, "the ids of model.vocab are not 0, 1, 2, ... without gaps")
     absent = next((b for b in range(256) if bytes([b]) not in ranks), None)
@@ -198,7 +203,7 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(read_bounded(path))
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not JSON: {error}", hint="fetch the file again") from None
+        raise ArtifactError(f"{path} is not JSON: {str(error)[:200]}", hint="fetch the file again") from None
     if not isinstance(data, dict):
         raise _refusal(path, "it is not a JSON object")
     return data
@@ -210,7 +215,7 @@ def _vocab(path: Path, model: Mapping[str, Any]) -> dict[str, int]:
         raise _refusal(path, f"model.vocab is no table of 1 to {MOST_PIECES:,} tokens")
     wrong = next((token for token, id in vocab.items() if type(id) is not int), None)
     if wrong is not None:
-        raise _refusal(path, f"the id of the token {wrong!r} is {vocab[wrong]!r}, not an integer")
+        raise _refusal(path, f"the id of the token {shown(wrong)} is {shown(vocab[wrong])}, not an integer")
     return vocab
 
 
@@ -236,7 +241,7 @@ def _added(path: Path, data: Mapping[str, Any]) -> dict[str, int]:
         if not isinstance(name, str) or not name or as_unicode(name) != name or type(id) is not int or name in added:
             raise _refusal(path, f"added token {number} has no name and id of its own")
         if not token.get("special"):
-            raise _refusal(path, f"the added token {name!r} is not special: the library would find it in any text")
+            raise _refusal(path, f"the added token {shown(name)} is not special: the library would find it in any text")
         added[name] = id
     return added
 

@@ -70,14 +70,14 @@ def _check(dialog: Dialog, answer: bool) -> None:
             )
         if message.tool_calls:
             raise DataError("Llama 2's format has no tool calls", hint="use a model of Llama 3.1 or later")
-    if not turns or (answer and turns[-1].role != "user"):
+    if answer and (not turns or turns[-1].role != "user"):
         raise DataError("there is no question to answer", hint="end the dialog with a user message")
 
 
 def _exchanges(dialog: Dialog) -> list[tuple[str, str | None]]:
     """Each question with its markers, and the answer to it; None where it is still to come."""
     opening = ""
-    if dialog[0].role == "system":
+    if dialog and dialog[0].role == "system":
         opening, dialog = f"<<SYS>>\n{dialog[0].content}\n<</SYS>>\n\n", dialog[1:]
     found = []
     for at in range(0, len(dialog), 2):

@@ -6,15 +6,18 @@
 
 Of a folder the first that is there is read: `tokenizer.model` is what the model was trained with, the JSON a conversion
 of it. Tokens that were added to a SentencePiece vocabulary afterwards stand in files beside it (`added_tokens.json`, or
-`added_tokens_decoder` in `tokenizer_config.json`) and become control pieces: names without text.
+`added_tokens_decoder` in `tokenizer_config.json`) and become control pieces: names without text. Ranks say nothing about
+special tokens either: the same files name those, and where there are none they are Llama 3.1's.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
+from puna.artifacts import open_regular
 from puna.errors import ArtifactError
-from puna.tokenizer.bpe import MODEL_FILE, Tokenizer, read_bounded, read_ranks
+from puna.tokenizer.bpe import MODEL_FILE, SPECIALS, Tokenizer, read_bounded, read_ranks
 from puna.tokenizer.hugging_face import JSON_FILE, read_tokenizer_json
 from puna.tokenizer.sentencepiece import SentencePieceTokenizer, read_sentencepiece
 
@@ -31,10 +34,10 @@ def load_tokenizer(path: Path) -> AnyTokenizer:
     Raises `ArtifactError` if there is none, or if it is damaged or of a kind whose ids would not be exact.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.lexists(path) and not path.is_dir():
         return _from_file(path, [])
     for name in (MODEL_FILE, JSON_FILE):
-        if (path / name).is_file():
+        if os.path.lexists(path / name):
             return _from_file(path / name, [path / _ADDED_FILE, path / _CONFIG_FILE])
     what = "has no tokenizer" if path.is_dir() else "does not exist"
     others = sorted(p.name for p in path.glob("*") if "token" in p.name or "vocab" in p.name) if path.is_dir() else []
@@ -46,14 +49,15 @@ def load_tokenizer(path: Path) -> AnyTokenizer:
 
 
 def _from_file(path: Path, beside: list[Path]) -> AnyTokenizer:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(4096)
     if start.lstrip()[:1] == b"{":
         return read_tokenizer_json(path)
     if start[:1] and start[:1] in _PROTOBUF:
         return read_sentencepiece(path, _added_beside(beside))
     if _RANK.match(start):
-        return Tokenizer(read_ranks(path))
+        ranks = read_ranks(path)
+        return Tokenizer(ranks, _names_beside(beside, len(ranks)))
     if start.startswith(b"version https://git-lfs"):
         raise ArtifactError(f"{path} is a placeholder of Git LFS, not the file", hint="run: git lfs pull")
     raise ArtifactError(
@@ -62,11 +66,25 @@ def _from_file(path: Path, beside: list[Path]) -> AnyTokenizer:
     )
 
 
+def _names_beside(files: list[Path], ranks: int) -> list[str]:
+    """The names of the special tokens that follow `ranks` tokens: Llama 3.1's, where files beside give no others."""
+    names: dict[int, str] = dict(enumerate(SPECIALS, ranks))
+    found = {id: name for name, id in _added_beside(files).items()}
+    names |= found
+    if sorted(names) != list(range(ranks, ranks + len(names))):
+        odd = next(id for id in sorted(names) if not ranks <= id < ranks + len(names))
+        raise ArtifactError(
+            f"{names[odd]!r} was added as {odd}; after {ranks:,} ranks the ids go on from {ranks:,} without gaps",
+            hint="are the files beside tokenizer.model another model's? give the path of the file alone to read it without",
+        )
+    return [names[id] for id in sorted(names)]
+
+
 def _added_beside(files: list[Path]) -> dict[str, int]:
     """Name -> id of the tokens that files beside a vocabulary add or repeat."""
     added: dict[str, int] = {}
     for file in files:
-        if not file.is_file():
+        if not os.path.lexists(file):
             continue
         try:
             data = json.loads(read_bounded(file))
@@ -74,7 +92,9 @@ def _added_beside(files: list[Path]) -> dict[str, int]:
             if any(not isinstance(name, str) or type(id) is not int for name, id in found.items()):
                 raise ValueError("a token has no name and number")
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-            raise ArtifactError(f"{file} does not list added tokens: {error}", hint="fetch the file again") from None
+            raise ArtifactError(
+                f"{file} does not list added tokens: {str(error)[:200]}", hint="fetch the file again"
+            ) from None
         added |= found
     return added
 

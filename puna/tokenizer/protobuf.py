@@ -1,4 +1,4 @@
-"""Protocol buffers on the wire: as much of the format as reading a SentencePiece model needs.
+"""Protocol buffers on the wire: as much of the format as reading and writing a SentencePiece model needs.
 
 A message is a sequence of fields, and each says how long it is, so that a reader can skip what it does not know:
 
@@ -46,6 +46,25 @@ def read_message(data: memoryview, schema: Mapping[int, tuple[str, Wire]]) -> di
                 raise WireError(f"field {number} ({name}) has wire type {wire}, not {int(expected)}")
             found[name].append(struct.unpack("<f", value)[0] if wire == Wire.FOUR_BYTES else value)
     return found
+
+
+def write_field(number: int, value: int | float | bytes | str) -> bytes:
+    """A field on the wire: an integer of at least 0, a float in four bytes, text, or the bytes of a message."""
+    if isinstance(value, float):
+        return _written(number << 3 | Wire.FOUR_BYTES) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return _written(number << 3 | Wire.INTEGER) + _written(value)
+    data = value.encode() if isinstance(value, str) else value
+    return _written(number << 3 | Wire.BYTES) + _written(len(data)) + data
+
+
+def _written(value: int) -> bytes:
+    """`value` as a variable-length integer."""
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, Any]]:

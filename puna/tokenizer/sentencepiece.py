@@ -34,16 +34,19 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from puna.errors import ArtifactError, PunaError
+from puna.artifacts import write_atomic
+from puna.errors import ArtifactError, PunaError, shown
 from puna.tokenizer.bpe import as_unicode, outside, read_bounded
 from puna.tokenizer.merging import merge
-from puna.tokenizer.protobuf import Wire, WireError, read_message
+from puna.tokenizer.protobuf import Wire, WireError, read_message, write_field
 
 SPACE = "\u2581"
 MOST_PIECES = 1 << 19
 MOST_USER_DEFINED = 10_000
 _REMEMBERED_WORDS = 1 << 16
 _REMEMBERED_LENGTH = 40  # characters; longer words rarely come again
+_EACH_BYTE = "puna-each-byte"
+codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd", error.start + 1))
 _HINT = "give the tokenizer.model of a Llama 1 or 2, or of a model trained from one; if it is one, fetch it again"
 
 
@@ -78,6 +81,8 @@ class SentencePieceTokenizer:
     `ArtifactError` for a vocabulary that contradicts itself.
     """
 
+    errors = _EACH_BYTE  # the codec's way with bytes that are no UTF-8
+
     def __init__(
         self,
         pieces: Sequence[Piece],
@@ -92,6 +97,7 @@ class SentencePieceTokenizer:
     ):
         self.pieces = tuple(pieces)
         self._prefix, self._strip, self._unknown_text = prefix, strip, unknown_text
+        self._has_scores = merges is None
         found = _sorted_out(self.pieces, where)
         self._specials, self._bytes = found.specials, found.bytes
         self.unk = found.unknown
@@ -139,6 +145,13 @@ class SentencePieceTokenizer:
         text = as_unicode(text).replace(" ", SPACE)
         if text and (self._prefix == "always" or (self._prefix == "unless_space" and text[0] != SPACE)):
             text = SPACE + text
+        return self._encode(text)
+
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of a text that goes on from another: no space is put before it."""
+        return self._encode(as_unicode(text).replace(" ", SPACE))
+
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for number, part in enumerate(self._whole.split(text) if self._whole else [text]):
             if number % 2:  # what the pattern matched
@@ -174,6 +187,10 @@ class SentencePieceTokenizer:
         """
         return b"".join(self._spelled(id) for id in ids)
 
+    def first_bytes(self, id: int) -> bytes:
+        """The bytes of a token that begins a text: without the space that `encode` adds."""
+        return self._spelled(id) if id in self._byte_of else self.decode([id]).encode()
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without the space that `encode` adds; each byte that is no UTF-8 becomes U+FFFD."""
         parts: list[str] = []
@@ -202,8 +219,6 @@ class SentencePieceTokenizer:
 
 
 _WORD = f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"
-_EACH_BYTE = "puna-each-byte"
-codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd", error.start + 1))
 
 
 class _Sorted(NamedTuple):
@@ -222,7 +237,7 @@ def _sorted_out(pieces: Sequence[Piece], where: str) -> _Sorted:
         if kind == Kind.UNUSED:
             continue
         if not text or text in seen or as_unicode(text) != text:
-            fault = f"is {text!r}, which " + ("was there before" if text in seen else "is no text")
+            fault = f"is {shown(text)}, which " + ("was there before" if text in seen else "is no text")
             raise ArtifactError(f"{where}: piece {id} {fault}", hint=_HINT)
         seen.add(text)
         if kind == Kind.BYTE:
@@ -233,7 +248,7 @@ def _sorted_out(pieces: Sequence[Piece], where: str) -> _Sorted:
     wrong = next((n for n in bytes_found if n not in names), next((n for n in names if n not in bytes_found), None))
     if bytes_found and wrong:
         raise ArtifactError(
-            f"{where}: of the byte pieces, {wrong!r} is missing or spelled otherwise",
+            f"{where}: of the byte pieces, {shown(wrong)} is missing or spelled otherwise",
             hint="there must be all of <0x00> to <0xFF>, or none",
         )
     unknown = [id for id, piece in enumerate(pieces) if piece.kind == Kind.UNKNOWN]
@@ -268,7 +283,7 @@ def _by_merges(merges: Sequence[tuple[str, str]], pieces: Sequence[Piece], where
     for rank, (left, right) in enumerate(merges):
         if (left, right) in ranks or not {left, right, left + right} <= normal:
             fault = "was given before" if (left, right) in ranks else "joins or gives what is no ordinary piece"
-            raise ArtifactError(f"{where}: merge {rank} ({left!r} and {right!r}) {fault}", hint=_HINT)
+            raise ArtifactError(f"{where}: merge {rank} ({shown(left)} and {shown(right)}) {fault}", hint=_HINT)
         ranks[left, right] = rank
     return lambda left, right: ranks.get((left, right))
 
@@ -343,13 +358,41 @@ def read_sentencepiece(path: Path, added: Mapping[str, int] | None = None) -> Se
     )
 
 
+def write_sentencepiece(path: Path, tokenizer: SentencePieceTokenizer) -> None:
+    """Write `tokenizer` to `path`, so that `read_sentencepiece` and the library give its ids.
+
+    Raises `ArtifactError` for one that the file cannot hold: with a list of merges in place of scores, with a rule about
+    the first space that SentencePiece does not know, or with unused pieces before the last used one.
+    """
+    pieces = list(tokenizer.pieces)
+    while pieces and pieces[-1].kind == Kind.UNUSED:  # what fills a GGUF file up to the model's size
+        pieces.pop()
+    plain = tokenizer._prefix == ("always" if tokenizer._strip else "never")
+    if not (tokenizer._has_scores and plain) or any(piece.kind == Kind.UNUSED for piece in pieces):
+        raise ArtifactError(
+            f"{path} cannot hold this vocabulary: its merges, spaces or unused pieces have no place in SentencePiece's form",
+            hint="keep the tokenizer.json that it comes from",
+        )
+    bos, eos, unknown = (tokenizer.pieces[id].text for id in (tokenizer.bos, tokenizer.eos, tokenizer.unk))
+    has_bytes = any(piece.kind == Kind.BYTE for piece in pieces)
+    trainer = {3: 2, 4: len(pieces), 35: int(has_bytes), 40: tokenizer.unk, 41: tokenizer.bos, 42: tokenizer.eos}
+    trainer |= {44: tokenizer._unknown_text, 45: unknown, 46: bos, 47: eos}
+    normalizer = {1: "identity", 3: int(tokenizer._prefix == "always"), 4: 0, 5: 1}
+    data = [write_field(1, _message({1: text, 2: float(score), 3: int(kind)})) for text, score, kind in pieces]
+    write_atomic(path, b"".join([*data, write_field(2, _message(trainer)), write_field(3, _message(normalizer))]))
+
+
+def _message(fields: Mapping[int, int | float | str]) -> bytes:
+    return b"".join(write_field(number, value) for number, value in fields.items())
+
+
 def _further(pieces: Sequence[Piece], added: Mapping[str, int], path: Path) -> list[Piece]:
     """The pieces of `added` that come after `pieces`; it may repeat some of those under their ids."""
     further = sorted((id, name) for name, id in added.items() if not 0 <= id < len(pieces) or pieces[id].text != name)
     for place, (id, name) in enumerate(further, len(pieces)):
         if id != place:
             raise ArtifactError(
-                f"{path} has {len(pieces):,} pieces; {name!r} was added as {id}, where {place} would follow",
+                f"{path} has {len(pieces):,} pieces; {shown(name)} was added as {shown(id)}, where {place} would follow",
                 hint="are the files beside it another model's? give the path of the file alone to read it without them",
             )
     return [Piece(name, 0.0, Kind.CONTROL) for _, name in further]

@@ -35,7 +35,7 @@ from puna import log
 from puna.artifacts import Artifact, replacing, stage, write_atomic
 from puna.config import require
 from puna.errors import ArtifactError, DataError
-from puna.tokenizer.bpe import Tokenizer
+from puna.tokenizer.load import AnyTokenizer, load_tokenizer
 from puna.tokenizer.pretokens import pieces
 from puna.tokenizer.texts import Text, group_bytes, read_texts, sources, text_count
 
@@ -60,7 +60,7 @@ def tokenise(config: TokeniseConfig, documents: Artifact, tokenizer: Artifact, *
     """Encode `documents` with `tokenizer` into shards. Raises `DataError` if the training split has no document."""
     path = documents.file("documents.parquet")
     tokenizer.file("tokenizer.model")
-    encoder = Tokenizer.load(tokenizer.path)
+    encoder = load_tokenizer(tokenizer.path)
     names = sources(path)
     parts = _parts(group_bytes(path), config.shard_bytes)
     with log.progress("tokenise", text_count(path), unit="documents") as task:
@@ -93,7 +93,7 @@ def _parts(sizes: list[int], limit: int) -> list[list[int]]:
 
 
 def _write_shard(
-    out: Path, name: str, encoder: Tokenizer, texts: Iterator[Text], names: list[str], task: log.Progress
+    out: Path, name: str, encoder: AnyTokenizer, texts: Iterator[Text], names: list[str], task: log.Progress
 ) -> None:
     """Write the shard `name`. The file of documents comes last, so its presence means complete."""
     dtype = np.uint16 if encoder.vocab_size <= 1 << 16 else np.uint32

@@ -139,7 +139,7 @@ def edit_config(path: Path, **fields) -> None:
 
 def test_a_missing_tensor_is_named(saved):
     rewrite(saved, lambda s: s.pop("model.layers.1.mlp.up_proj.weight"))
-    with pytest.raises(ArtifactError, match=r"lacks tensors: model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ArtifactError, match=r"lacks tensors: 'model\.layers\.1\.mlp\.up_proj\.weight"):
         load_model(saved)
 
 

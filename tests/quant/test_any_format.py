@@ -9,7 +9,7 @@ from puna.model.checkpoint import save_model
 from puna.model.conversion import convert
 from puna.model.llama import Llama
 from puna.model.opening import checkpoint_tokenizer
-from puna.model.sizes import SIZES, LlamaConfig, tensor_shapes
+from puna.model.sizes import SIZES, LlamaConfig
 from puna.quant import QuantConfig, load_quantised, quantise
 from puna.tokenizer.bpe import MODEL_FILE, write_ranks
 
@@ -72,7 +72,7 @@ def test_a_quantised_model_cannot_be_quantised_again(source, tmp_path):
 
 def bytes_of(config: LlamaConfig, quant: QuantConfig) -> int:
     """All tensors of a quantised model; norms are float32."""
-    return sum(quant.form_of(name).bytes(shape) for name, shape in tensor_shapes(config).items())
+    return sum(quant.form_of(name).bytes(shape) for name, shape in config.shapes().items())
 
 
 def test_the_arithmetic_of_sizes_is_that_of_the_files(source, tmp_path):

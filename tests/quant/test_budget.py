@@ -11,7 +11,6 @@ import torch
 from puna.errors import ConfigError
 from puna.model.checkpoint import WEIGHTS
 from puna.model.opening import open_checkpoint
-from puna.model.sizes import tensor_shapes
 from puna.quant import QuantConfig, load_quantised, quantise
 from puna.quant.budget import CHOICES, Option, choose, lower_edge
 from puna.quant.forms import Form, parse_budget
@@ -129,7 +128,7 @@ def test_the_predicted_damage_of_a_matrix_is_what_quantising_it_alone_does(struc
     with open_checkpoint(structured / "model") as opened:
         reader = Stored(opened.weights, opened.config)
         predicted = measure_damages(opened.config, reader, tokens, [form])
-        names = [n for n, shape in tensor_shapes(opened.config).items() if len(shape) == 2]
+        names = [n for n, shape in opened.config.shapes().items() if len(shape) == 2]
         measured = {
             n: measure(opened.config, reader, OneChanged(reader, n, form), tokens[:32], 512)["kl"]["value"]
             for n in names

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from puna.chat import Completion, Request
 from puna.tokenizer.bpe import Tokenizer
-from puna.tokenizer.dialog import PYTHON_TAG, parse, render
+from puna.tokenizer.dialog import PYTHON_TAG
+from puna.tokenizer.formats import dialog_format
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,13 @@ class Config:
 class ScriptedEngine:
     """`answer(request)` gives the text of an answer, special tokens spelled out; `pause_s` passes before each token."""
 
-    def __init__(self, answer: Callable[[Request], str], *, context: int = 2048, pause_s: float = 0.0):
+    def __init__(
+        self, answer: Callable[[Request], str], *, context: int = 2048, pause_s: float = 0.0, dialog: str = "meta"
+    ):
         self.answer, self.pause_s = answer, pause_s
         self.config = Config(context)
         self.tokenizer = Tokenizer({bytes([i]): i for i in range(256)})
+        self.format = dialog_format(self.tokenizer, dialog)
         self.seen: list[Request] = []
         self.closed = threading.Event()  # an iterator was closed before its end
         self.drawn = 0
@@ -36,7 +40,7 @@ class ScriptedEngine:
     def prompt_tokens(self, request: Request) -> int:
         if request.prompt is not None:
             return len([self.tokenizer.bos, *self.tokenizer.encode(request.prompt)])
-        return len(render(self.tokenizer, request.dialog, answer=True).ids)
+        return len(self.format.render(request.dialog).ids)
 
     def stream(self, request: Request) -> Iterator[Piece]:
         self.seen.append(request)
@@ -65,7 +69,7 @@ class ScriptedEngine:
         return [*ids, self.tokenizer.eom if tagged else self.tokenizer.eot]
 
     def _completion(self, request: Request, ids: list[int], *, cut: bool) -> Completion:
-        message, _ = parse(self.tokenizer, ids)
+        message = self.format.parse(ids)
         text = self.tokenizer.decode([id for id in ids if id not in self.tokenizer.stop_ids])
         reason = "length" if cut else "tool_calls" if message.tool_calls else "stop"
         return Completion(

@@ -26,7 +26,7 @@ def engine():
 @pytest.mark.parametrize("request_", [Request(prompt="a text"), Request(dialog=(user("hi"),))])
 def test_the_prompt_is_counted_as_the_engine_counts_it(engine, request_):
     [completion] = engine.generate([request_])
-    assert prompt_tokens(engine.tokenizer, request_) == completion.prompt_tokens
+    assert prompt_tokens(engine.format, request_) == completion.prompt_tokens
 
 
 def test_streamed_whole_and_direct_answers_agree(engine, client):

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from puna.artifacts import replacing
-from puna.errors import ArtifactError
+from puna.artifacts import open_regular, replacing
+from puna.errors import ArtifactError, shown
 from puna.model.gguf.blocks import BLOCKS, OTHER_TYPES, BlockType
 
 MAGIC = b"GGUF"
@@ -88,7 +88,7 @@ class Strings:
             try:
                 yield data[at + 8 : end].decode()
             except UnicodeDecodeError:
-                message = f"{self._path}: string {number} of {self._key!r} is not UTF-8"
+                message = f"{self._path}: string {number} of {shown(self._key)} is not UTF-8"
                 raise ArtifactError(message, hint=_HINT) from None
             at = end
 
@@ -102,10 +102,9 @@ class Container:
 
     def __init__(self, path: Path):
         self.path = path = Path(path)
-        if not path.is_file():
-            what = "is not a file" if path.exists() else "does not exist"
-            raise ArtifactError(f"{path} {what}", hint="give a .gguf file")
-        self._file = path.open("rb")
+        if not os.path.lexists(path):
+            raise ArtifactError(f"{path} does not exist", hint="give a .gguf file")
+        self._file = open_regular(path)
         try:
             cursor = _Cursor(path, self._file)
             self.version, tensors, settings = _read_start(cursor)
@@ -227,13 +226,13 @@ def _read_settings(cursor: _Cursor, count: int) -> dict[str, Value]:
     for number in range(count):
         key = cursor.string(f"the key of setting {number}", _MOST_KEY_BYTES)
         if key in settings:
-            cursor.fail(f"setting {key!r} is given twice")
+            cursor.fail(f"setting {shown(key)} is given twice")
         settings[key] = _read_value(cursor, key)
     return settings
 
 
 def _read_value(cursor: _Cursor, key: str) -> Value:
-    what = f"setting {key!r}"
+    what = f"setting {shown(key)}"
     kind = cursor.number("I", what)
     if kind == _STRING:
         return cursor.string(what)
@@ -261,8 +260,8 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tens
     for number in range(count):
         name = cursor.string(f"the name of tensor {number}", _MOST_KEY_BYTES)
         if name in found:
-            cursor.fail(f"tensor {name!r} is given twice")
-        found[name] = _read_info(cursor, f"tensor {name!r}")
+            cursor.fail(f"tensor {shown(name)} is given twice")
+        found[name] = _read_info(cursor, f"tensor {shown(name)}")
     data = -(-cursor.at // alignment) * alignment
     tensors = {name: TensorInfo(kind, shape, data + offset) for name, (kind, shape, offset) in found.items()}
     _check_places(cursor, tensors, data, alignment)
@@ -290,12 +289,12 @@ def _check_places(cursor: _Cursor, tensors: Mapping[str, TensorInfo], data: int,
     end, before = data, ""
     for name, info in sorted(tensors.items(), key=lambda item: item[1].begin):
         if (info.begin - data) % alignment:
-            cursor.fail(f"tensor {name!r} is not aligned to {alignment} bytes")
+            cursor.fail(f"tensor {shown(name)} is not aligned to {alignment} bytes")
         if info.begin < end:
-            cursor.fail(f"the tensors {before!r} and {name!r} overlap")
+            cursor.fail(f"the tensors {shown(before)} and {shown(name)} overlap")
         end, before = info.begin + info.bytes, name
         if end > cursor.size:
-            cursor.fail(f"it is cut off: it has {cursor.size:,} bytes, tensor {name!r} ends at {end:,}")
+            cursor.fail(f"it is cut off: it has {cursor.size:,} bytes, tensor {shown(name)} ends at {end:,}")
 
 
 @dataclass(frozen=True)

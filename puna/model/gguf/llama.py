@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from puna.errors import ArtifactError, ConfigError
+from puna.errors import ArtifactError, ConfigError, shown
 from puna.model.checkpoint import empty_model, fill
 from puna.model.convert import hf_name, is_rotary, to_hf_rows
 from puna.model.gguf.format import Container
 from puna.model.gguf.vocabulary import Vocabulary, read_vocabulary
 from puna.model.llama import Llama, rope_frequencies
-from puna.model.sizes import LlamaConfig, RopeScaling, tensor_shapes
+from puna.model.sizes import LlamaConfig, RopeScaling
 
 ROPE_FREQS = "rope_freqs.weight"
 SCALING = "puna.rope_scaling"  # our own settings, one for each field of `RopeScaling`
@@ -85,7 +85,7 @@ class GgufFile:
         try:
             self.settings = self._container.metadata
             self.config = _read_config(self._container)
-            wanted = tensor_shapes(self.config)
+            wanted = self.config.shapes()
             self._home = {hf_name(name): gguf_name(name) for name in wanted}
             self._rotary = {hf_name(name) for name in wanted if is_rotary(name)}
             self._check({gguf_name(name): shape for name, shape in wanted.items()})
@@ -151,7 +151,7 @@ class GgufFile:
             names = sorted(names - {ROPE_FREQS})
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                raise ArtifactError(f"{self.path} {what} tensors: {', '.join(names[:3])}{more}", hint=_HINT)
+                raise ArtifactError(f"{self.path} {what} tensors: {', '.join(map(shown, names[:3]))}{more}", hint=_HINT)
         for name, shape in wanted.items():
             if tensors[name].shape != shape:
                 message = f"{self.path}: tensor {name!r} has shape {list(tensors[name].shape)}"
@@ -173,21 +173,21 @@ class _Settings:
         if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
             value = value[0].item()
         if type(value) is not int or value < 1:
-            shown = "a list" if isinstance(value, np.ndarray) else repr(value)
-            self.fail(f"llama.{key} is {shown}, not a positive whole number for all layers")
+            said = "a list" if isinstance(value, np.ndarray) else shown(value)
+            self.fail(f"llama.{key} is {said}, not a positive whole number for all layers")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
         """A positive number. The file has 32 bits of it: the shortest decimal that is stored so is meant."""
         value = self._get(key, default)
         if type(value) not in (int, float) or not 1e-30 < value < 1e30:
-            self.fail(f"llama.{key} is {value!r}, not a positive number")
+            self.fail(f"llama.{key} is {shown(value)}, not a positive number")
         return _shortest(value)
 
     def choice(self, key: str, *accepted: Any) -> None:
         value = self._values.get(key, accepted[0])
         if isinstance(value, np.ndarray) or value not in accepted:
-            self.fail(f"{key} is {value!r}, read here: {', '.join(map(repr, accepted))}")
+            self.fail(f"{key} is {shown(value)}, read here: {', '.join(map(repr, accepted))}")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self._values.get(f"llama.{key}", default)
@@ -254,10 +254,13 @@ def _read_scaling(container: Container, config: LlamaConfig) -> RopeScaling | No
     if (divisors == 1).all():
         return None
     if divisors.isfinite().all() and divisors.min() > 0:
-        for scaling in _scalings(container.metadata, divisors, config):
-            told = frequency_divisors(dataclasses.replace(config, rope_scaling=scaling))
-            if torch.allclose(told, divisors, rtol=1e-5, atol=0):
-                return scaling
+        try:
+            for scaling in _scalings(container.metadata, divisors, config):
+                told = frequency_divisors(dataclasses.replace(config, rope_scaling=scaling))
+                if torch.allclose(told, divisors, rtol=1e-5, atol=0):
+                    return scaling
+        except (ArithmeticError, ValueError, ConfigError):
+            pass  # what the divisors imply is no number, or no scaling
     hint = "rotary positions can be plain or Llama 3.1's, with low and high frequency factors of 1 and 4"
     raise ArtifactError(f"{container.path}: {ROPE_FREQS} is not Llama 3.1's scaling", hint=hint)
 

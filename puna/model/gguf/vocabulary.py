@@ -21,7 +21,7 @@ import numpy as np
 
 from puna.errors import ArtifactError, ConfigError
 from puna.model.gguf.format import Container, Strings
-from puna.tokenizer.bpe import SPECIALS, Tokenizer
+from puna.tokenizer.bpe import MOST_TOKEN_BYTES, SPECIALS, Tokenizer
 from puna.tokenizer.export import CHAT_TEMPLATE, byte_alphabet, merges
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -65,7 +65,7 @@ def read_vocabulary(container: Container) -> Vocabulary:
     if not isinstance(model, str):
         raise ArtifactError(f"{path} has no vocabulary", hint="give a tokenizer's folder beside the file")
     tokens = _list(path, settings, "tokens", Strings)
-    scores, types = (_list(path, settings, key, np.ndarray) for key in ("scores", "token_type"))
+    scores, types = (_numbers(path, settings, key) for key in ("scores", "token_type"))
     for key, values in (("scores", scores), ("token_type", types)):
         if len(values) not in (0, len(tokens)):
             raise ArtifactError(f"{path} has {len(tokens):,} tokens and {len(values):,} of {_KEY}{key}", hint=_HINT)
@@ -92,6 +92,17 @@ def _list(path: Path, settings: Mapping[str, Any], key: str, kind: type) -> Any:
     values = settings.get(_KEY + key, [])
     if not isinstance(values, (list, kind)):
         raise ArtifactError(f"{path}: {_KEY}{key} is not a list of the right type", hint=_HINT)
+    return values
+
+
+def _numbers(path: Path, settings: Mapping[str, Any], key: str) -> np.ndarray:
+    """A list of finite numbers; whole ones from 1 to 6 for `token_type`."""
+    values = np.asarray(_list(path, settings, key, np.ndarray))
+    wrong = not np.isfinite(values).all()
+    if key == "token_type" and len(values):
+        wrong = values.dtype.kind not in "iu" or values.min() < NORMAL or values.max() > BYTE
+    if wrong:
+        raise ArtifactError(f"{path}: {_KEY}{key} holds what is none", hint=_HINT)
     return values
 
 
@@ -143,7 +154,10 @@ def to_tokenizer(vocabulary: Vocabulary, path: Path) -> Tokenizer:
     if NORMAL in vocabulary.types[count:]:
         raise ArtifactError(f"{path}: normal tokens follow the special ones from id {count}", hint=_HINT)
     _check_specials(vocabulary.tokens[count:], path)
-    return Tokenizer(ranks)
+    names = list(vocabulary.tokens[count:])
+    while names and vocabulary.types[count + len(names) - 1] == UNUSED:  # what fills the list up to the model's size
+        names.pop()
+    return Tokenizer(ranks, names)
 
 
 def _ranks(tokens: Sequence[str], path: Path) -> dict[bytes, int]:
@@ -153,6 +167,9 @@ def _ranks(tokens: Sequence[str], path: Path) -> dict[bytes, int]:
     except KeyError as error:
         message = f"{path}: a token has the character {error.args[0]!r}, which stands for no byte"
         raise ArtifactError(message, hint=_HINT) from None
+    longest = max(map(len, ranks), default=0)
+    if longest > MOST_TOKEN_BYTES:
+        raise ArtifactError(f"{path}: a token has {longest:,} bytes, {MOST_TOKEN_BYTES:,} at most", hint=_HINT)
     if len(ranks) != len(tokens) or b"" in ranks or any(bytes([b]) not in ranks for b in range(256)):
         raise ArtifactError(f"{path}: the tokens are not all different, or lack one of the 256 bytes", hint=_HINT)
     return ranks

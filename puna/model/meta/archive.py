@@ -18,6 +18,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from puna.artifacts import open_regular
 from puna.errors import ArtifactError
 
 _END = struct.Struct("<4s4H2IH")
@@ -50,7 +51,7 @@ class StoredZip:
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = path.open("rb")
+        self._file = open_regular(path)
         self._running: dict[str, tuple[int, int]] = {}  # entry -> where a read from its front has come to, CRC so far
         try:
             self.entries = self._read_entries(os.fstat(self._file.fileno()).st_size)

@@ -36,7 +36,7 @@ from puna.model.convert import hf_name, is_rotary, to_hf_rows
 from puna.model.llama import Llama
 from puna.model.meta.params import PARAMS, Facts, parse_params
 from puna.model.meta.torchfile import FREQUENCIES, TorchFile
-from puna.model.sizes import LlamaConfig, tensor_shapes
+from puna.model.sizes import LlamaConfig
 from puna.model.tensorfile import NAMES, TensorEntry, row_pieces
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
@@ -74,7 +74,7 @@ class MetaFiles:
             self._files = [opened.enter_context(TorchFile(verified_file(path, n))) for n in shard_names(path)]
             self._merges: dict[str, _Merge] = {}
             self.config, self.notes = parse_params(params, path / PARAMS, self._facts(params.get("dim")))
-            self._shapes = self._check(self._wanted(self._bounded(self.config)))
+            self._shapes = self._check(tensor_shapes(self._bounded(self.config)))
             self._hf = {hf_name(name): name for name in self._shapes}
             self._stack = opened.pop_all()
 
@@ -202,10 +202,6 @@ class MetaFiles:
             raise ArtifactError(what, hint=_HINT)
         return config
 
-    def _wanted(self, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor by Meta's name; an output matrix is listed also for a tied model."""
-        return tensor_shapes(config) | {OUTPUT: (config.vocab_size, config.dim)}
-
     def _check(self, wanted: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """The shapes of the merged tensors that are there; each file was found to hold its part of each."""
         if self.config.tied and not any(OUTPUT in file.tensors for file in self._files):
@@ -276,6 +272,11 @@ def shard_names(path: Path) -> list[str]:
         what = f"{path} has consolidated.{found[-1][0]:02}.pth, but no consolidated.{missing[0]:02}.pth"
         raise ArtifactError(what, hint="fetch the missing file: each holds a part of every tensor")
     return [name for _, name in found]
+
+
+def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor by Meta's name; an output matrix is listed also for a tied model."""
+    return config.shapes() | {OUTPUT: (config.vocab_size, config.dim)}
 
 
 def _merge_of(name: str, part: tuple[int, ...], whole: tuple[int, ...], shards: int, kv_heads: int) -> _Merge | None:

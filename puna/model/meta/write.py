@@ -43,7 +43,12 @@ def write_meta(
     weights[OUTPUT] = weights.get(OUTPUT, weights[EMBEDDING])
     for shard in range(shards):
         with replacing(out / f"consolidated.{shard:02}.pth") as temporary, temporary.open("wb") as file:
-            torch.save(_shard(weights, shard, cuts, dtype), file)
+            try:
+                torch.save(_shard(weights, shard, cuts, dtype), file)
+            except RuntimeError as error:  # what PyTorch makes of a full disk, once it could not finish the archive
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
     write_atomic(out / PARAMS, json.dumps(params))
 
 

@@ -24,8 +24,9 @@ from puna.artifacts import Artifact
 from puna.config import require
 from puna.errors import DataError
 from puna.model.llama import Llama
-from puna.tokenizer.bpe import Tokenizer
-from puna.tokenizer.dialog import TokenClass, render
+from puna.tokenizer import AnyTokenizer, load_tokenizer
+from puna.tokenizer.dialog import TokenClass
+from puna.tokenizer.formats import dialog_format
 from puna.train.objectives.rows import Rows, pad, weighted_log_probs
 from puna.train.objectives.sft import read_lines
 
@@ -47,7 +48,7 @@ class DpoObjective:
         require(safe, "mask_format_tokens without an NLL term unlearns the end of an answer", hint=hint)
 
     def data(self, artifact: Artifact, tokenizer: Path, seed: int) -> "DpoData":
-        return DpoData(self, load_pairs(artifact, Tokenizer.load(tokenizer)), seed)
+        return DpoData(self, load_pairs(artifact, load_tokenizer(tokenizer)), seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Side:
     likelihood: list[float]
 
 
-def load_pairs(artifact: Artifact, tokenizer: Tokenizer) -> list[tuple[Side, Side]]:
+def load_pairs(artifact: Artifact, tokenizer: AnyTokenizer) -> list[tuple[Side, Side]]:
     """The (chosen, rejected) pairs of a preferences artifact."""
     pairs = []
     for line in read_lines(artifact.file("preferences.jsonl")):
@@ -69,10 +70,11 @@ def load_pairs(artifact: Artifact, tokenizer: Tokenizer) -> list[tuple[Side, Sid
     return pairs
 
 
-def encode_side(tokenizer: Tokenizer, prompt: chat.Dialog, answer: chat.Dialog) -> Side:
+def encode_side(tokenizer: AnyTokenizer, prompt: chat.Dialog, answer: chat.Dialog) -> Side:
     """The tokens of `prompt` + `answer`; only what the assistant says in `answer` counts."""
-    rendered = render(tokenizer, prompt + answer, answer=False)
-    start = len(render(tokenizer, prompt, answer=False).ids)
+    format = dialog_format(tokenizer)
+    rendered = format.render(prompt + answer, answer=False)
+    start = len(format.render(prompt, answer=False).ids)
     body = [float(i >= start and c == TokenClass.BODY) for i, c in enumerate(rendered.classes)]
     either = [float(i >= start and c in (TokenClass.BODY, TokenClass.END)) for i, c in enumerate(rendered.classes)]
     return Side(ids=rendered.ids, contrast=body, likelihood=either)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from puna.artifacts import Artifact
 from puna.model.llama import Llama
-from puna.tokenizer.bpe import Tokenizer
+from puna.tokenizer import load_tokenizer
 from puna.train.objectives.dpo import DpoData, DpoObjective, Side, load_pairs
 from puna.train.objectives.rows import Rows, hidden_states, pad
 
@@ -27,7 +27,7 @@ class RewardObjective:
     pairs: int = 16  # per step
 
     def data(self, artifact: Artifact, tokenizer: Path, seed: int) -> "RewardData":
-        return RewardData(self, load_pairs(artifact, Tokenizer.load(tokenizer)), seed)
+        return RewardData(self, load_pairs(artifact, load_tokenizer(tokenizer)), seed)
 
 
 class RewardModel(nn.Module):

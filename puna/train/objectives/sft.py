@@ -16,8 +16,9 @@ import torch
 from puna import chat, log
 from puna.artifacts import Artifact
 from puna.errors import DataError
-from puna.tokenizer.bpe import Tokenizer
-from puna.tokenizer.dialog import TokenClass, render
+from puna.tokenizer import AnyTokenizer, load_tokenizer
+from puna.tokenizer.dialog import TokenClass
+from puna.tokenizer.formats import dialog_format
 from puna.train.objectives.rows import Rows, next_token_loss
 
 LEARNT = (TokenClass.BODY, TokenClass.END)
@@ -32,17 +33,17 @@ class SftObjective:
 
     def data(self, artifact: Artifact, tokenizer: Path, seed: int) -> "SftData":
         dialogs = [chat.dialog_from_json(line["dialog"]) for line in read_lines(artifact.file("sft.jsonl"))]
-        return SftData(self, encode_dialogs(Tokenizer.load(tokenizer), dialogs), seed)
+        return SftData(self, encode_dialogs(load_tokenizer(tokenizer), dialogs), seed)
 
 
 Encoded = tuple[list[int], list[float]]  # token ids; the weight of predicting each
 
 
-def encode_dialogs(tokenizer: Tokenizer, dialogs: Sequence[chat.Dialog]) -> list[Encoded]:
+def encode_dialogs(tokenizer: AnyTokenizer, dialogs: Sequence[chat.Dialog]) -> list[Encoded]:
     """Each dialog's tokens and loss weights. Raises `DataError` for a dialog in which nothing would be learnt."""
-    encoded = []
+    encoded, format = [], dialog_format(tokenizer)
     for number, dialog in enumerate(dialogs):
-        rendered = render(tokenizer, dialog, answer=False)
+        rendered = format.render(dialog, answer=False)
         weights = [float(c in LEARNT) for c in rendered.classes]
         if not any(weights):
             hint = "every dialog needs an assistant message"

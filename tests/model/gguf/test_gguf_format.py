@@ -18,7 +18,7 @@ from puna.model.gguf.llama import GgufFile, gguf_name, load_gguf
 from puna.model.gguf.quantise import encode
 from puna.model.gguf.vocabulary import NORMAL, to_tokenizer
 from puna.model.llama import Llama
-from puna.model.sizes import SIZES, tensor_shapes
+from puna.model.sizes import SIZES
 
 
 def string(text: str) -> bytes:
@@ -273,7 +273,7 @@ def test_an_8b_opens_lazily_in_well_under_a_second(tmp_path):
     header = tmp_path / "header.gguf"
     write_container(header, values, {})
     infos, offset = [], 0
-    for name, shape in tensor_shapes(config).items():
+    for name, shape in config.shapes().items():
         infos.append(tensor(gguf_name(name), list(shape[::-1]), 30 if len(shape) > 1 else 0, offset))
         offset += int(np.prod(shape)) * (2 if len(shape) > 1 else 4)
     start = bytearray(header.read_bytes())

@@ -10,7 +10,7 @@ from puna.model.gguf import GgufFile, write_gguf
 from puna.model.gguf.format import Container, write_container
 from puna.model.gguf.vocabulary import CONTROL, Vocabulary, from_tokenizer, read_vocabulary, to_tokenizer
 from puna.model.llama import Llama
-from puna.tokenizer.bpe import SPECIALS
+from puna.tokenizer.bpe import SPECIALS, Tokenizer
 
 TEXTS = ["", "the than 山 é", " <|eot_id|> the", "\x00\x1b\t\r\n   a", "🦙" * 3]
 HERE = Path("m.gguf")
@@ -46,9 +46,18 @@ def test_a_peers_reading_of_the_vocabulary_is_the_same(tmp_path, config, tokeniz
 
 def test_special_tokens_that_others_call_reserved_are_accepted(tokenizer):
     vocabulary = from_tokenizer(tokenizer, 530)
-    renamed = {"<|step_id|>": "<|reserved_special_token_2|>", "<|image|>": "<|reserved_special_token_3|>"}
+    renamed = {"<|step_id|>": "<|reserved_special_token_902|>", "<|image|>": "<|reserved_special_token_903|>"}
     tokens = [renamed.get(token, token) for token in vocabulary.tokens]
-    assert to_tokenizer(dataclasses.replace(vocabulary, tokens=tokens), HERE).eot == tokenizer.eot
+    read = to_tokenizer(dataclasses.replace(vocabulary, tokens=tokens), HERE)
+    assert read.eot == tokenizer.eot and read.special("<|reserved_special_token_903|>") == tokenizer.special(
+        "<|image|>"
+    )
+
+
+def test_special_tokens_that_were_added_keep_names_and_ids(tokenizer):
+    more = Tokenizer(tokenizer.ranks, (*SPECIALS, "<|thought|>"))
+    read = to_tokenizer(from_tokenizer(more, more.vocab_size + 3), HERE)
+    assert read.special_names == more.special_names and read.vocab_size == more.vocab_size
 
 
 def test_a_sentencepiece_vocabulary_keeps_its_lists(tmp_path):
