@@ -42,7 +42,14 @@ KERNELS = Extension(
     depends=sorted(str(file) for file in NATIVE.glob("*.h")),
     language="c++",
     extra_compile_args=[
-        "-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-w",
+        "-std=c++20",
+        "-O3",
+        "-g0",
+        "-fno-math-errno",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-pthread",
+        "-w",
     ],
     extra_link_args=["-pthread"],
 )

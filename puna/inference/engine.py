@@ -28,18 +28,16 @@ from puna.inference import sampler, scoring
 from puna.inference.adapters import Adapter
 from puna.inference.blocks import BlockCache
 from puna.inference.drawing import Drawing
-from puna.inference.runner import Choice, make_runner
+from puna.inference.runner import Choice, make_runner, open_runner
 from puna.inference.scheduler import Reading, Scheduler
 from puna.inference.sequence import ContextError, Piece
 from puna.inference.sequence import Sequence as Running
+from puna.inference.spans import Runner
 from puna.inference.speculation import make_guesser
 from puna.inference.structure import Forms
-from puna.inference.torch_runner import TorchRunner
 from puna.inference.turns import Turns
-from puna.model.detect import kind_of
 from puna.model.llama import Llama
-from puna.model.opening import checkpoint_format, load_checkpoint
-from puna.quant import load_quantised
+from puna.model.opening import checkpoint_format
 from puna.tokenizer import AnyTokenizer
 from puna.tokenizer.formats import DialogFormat, dialog_format
 
@@ -60,7 +58,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Llama,
+        model: Llama | Runner,
         tokenizer: AnyTokenizer,
         *,
         format: DialogFormat | None = None,
@@ -75,12 +73,14 @@ class Engine:
     ):
         require(slots > 0, f"slots={slots} must be positive")
         require(step_tokens > 0, f"step_tokens={step_tokens} must be positive")
-        self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.format = format or dialog_format(tokenizer)
-        self._runner = make_runner(self.model, cache_bytes=cache_bytes, kv=kv, choice=runner)
+        if isinstance(model, Llama):
+            model = make_runner(model.eval().requires_grad_(False), cache_bytes=cache_bytes, kv=kv, choice=runner)
+        self._runner = model
         room = self._runner.blocks * self._runner.block_tokens
-        self.config = dataclasses.replace(model.config, context=min(model.config.context, room))
+        self._context = model.config.context
+        self.config = dataclasses.replace(model.config, context=min(self._context, room))
         self._guesser = make_guesser(lookahead, draft, tokenizer.vocab_size, self._runner, runner)
         self._cache = BlockCache(self._runner.blocks, self._runner.block_tokens, self._copy_block)
         self._scheduler = Scheduler(self._cache, slots=slots, step_tokens=step_tokens, queue=queue)
@@ -98,6 +98,9 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         dialog: str = "",
+        cache_bytes: int | None = None,
+        kv: str = "model",
+        runner: Choice = "auto",
         **settings,
     ) -> "Engine":
         """The engine for the model at `path`: ours, quantised or not, or of any format that `opening` knows.
@@ -110,14 +113,12 @@ class Engine:
         if threads is not None:
             torch.set_num_threads(threads)
         format = checkpoint_format(path, dialog)
-        model = load_quantised(path, dtype) if kind_of(path) == "quantised" else load_checkpoint(path, dtype)
-        return cls(model.to(device), format.tokenizer, format=format, **settings)
+        opened = open_runner(path, dtype=dtype, device=device, cache_bytes=cache_bytes, kv=kv, choice=runner)
+        return cls(opened, format.tokenizer, format=format, runner=runner, **settings)
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Make the LoRA adapter in the folder `path` known to requests as `name`. Raises `ArtifactError`."""
         require(name not in self._adapters, f"there is an adapter {name!r} already", hint="choose another name")
-        able = isinstance(self._runner, TorchRunner)
-        require(able, "the native kernels know no adapters", hint="Engine.load(path, runner='torch')")
         self._adapters[name] = self._runner.add_adapter(Adapter.load(path, self.config))
 
     def clear(self) -> bool:
@@ -183,7 +184,7 @@ class Engine:
             begins = continuation.dialog or not continuation.context
             encode = self.tokenizer.encode if begins else self.tokenizer.encode_more
             texts.append((given + encode(continuation.text), len(given)))
-        return scoring.log_likelihoods(self.model, texts, self.tokenizer.vocab_size)
+        return scoring.log_likelihoods(self._runner, texts, self.tokenizer.vocab_size)
 
     def _context_ids(self, of: Request | Continuation) -> list[int]:
         raw = of.prompt if isinstance(of, Request) else of.context
@@ -203,7 +204,7 @@ class Engine:
         prompt = self._context_ids(request)
         room = self.config.context - len(prompt)
         if room < 1:
-            holder = "model's context" if self.config.context == self.model.config.context else "cache"
+            holder = "model's context" if self.config.context == self._context else "cache"
             size = f"the prompt has {len(prompt):,} tokens, the {holder} {self.config.context:,}"
             raise ContextError(size, hint="shorten the prompt or drop old messages; one token at least must be free")
         begins = not self.format.continues if request.dialog else not request.prompt

@@ -174,7 +174,7 @@ class _Modules:
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
         module = self._model.get_submodule(name.removesuffix(".weight"))
         packed = isinstance(module, QuantLinear | QuantEmbedding)
-        return _take(module.matrix.packed if packed else module.weight, team, self.dtype)
+        return _take(module.matrix.packed() if packed else module.weight, team, self.dtype)
 
 
 def _take(weight: Tensor | Packed, team: native.Borrowed, dtype: torch.dtype) -> native.Matrix:

@@ -6,6 +6,7 @@ alone, bit for bit: not on the batch, nor on how a prompt was cut up.
 `NativeRunner.load` takes a checkpoint in straight from its file, `NativeRunner.of` the weights of a model in memory.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +16,8 @@ from torch import Tensor
 
 from puna.inference.adapters import Adapter
 from puna.inference.intake import Source, in_memory, open_source, read_network
-from puna.inference.pool import cache_blocks
-from puna.inference.scoring import Window
-from puna.inference.spans import Span
+from puna.inference.pool import cache_blocks, memory_of
+from puna.inference.spans import Span, Window
 from puna.kernels import native
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
@@ -53,7 +53,8 @@ class NativeRunner:
         c = self.config = source.config
         self.network = read_network(source, threads)
         self._kind = "int8" if kv == "int8" else "bfloat16" if source.codes else _KINDS[source.dtype]
-        self.blocks = blocks or cache_blocks(c, self._new_cache(1).block_bytes, cache_bytes)
+        memory = memory_of(torch.device("cpu"))
+        self.blocks = blocks or cache_blocks(c, self._new_cache(1).block_bytes, cache_bytes, memory)
         self.cache = self._new_cache(self.blocks)
         self._scoring: native.Cache | None = None
 
@@ -98,7 +99,7 @@ class NativeRunner:
             read, total = len(window.tokens) - 1, 0.0  # the last token is predicted, not read
             begin = read - window.scored
             cuts = [0, *range(begin, read, step), read] if begin else [*range(0, read, step), read]
-            for start, end in zip(cuts, cuts[1:]):
+            for start, end in itertools.pairwise(cuts):
                 wanted = end - max(start, begin)
                 span = Span(window.tokens[start:end], start, list(range(needed)), max(0, wanted))
                 logits = self._forward([span], self._scoring)

@@ -8,16 +8,19 @@ block belongs to whom is the engine's business (`blocks.py`); a runner writes wh
     sequence B   [b2']...              start 0, 20 new tokens:    they fill a block and a part of the next
 
 The spans of one call are ragged: pieces of prompts and single tokens mix. `torch_runner.py` is the reference, plain
-PyTorch on any device.
+PyTorch on any device; `native.py` our C++ kernels.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from puna.model.sizes import LlamaConfig
+
+if TYPE_CHECKING:
+    from puna.inference.adapters import Adapter
 
 BLOCK_TOKENS = 16
 
@@ -31,6 +34,15 @@ class Span:
     blocks: list[int]  # the sequence's cache blocks in order; they cover start + len(tokens) positions
     wanted: int = 1  # logits are wanted after the last `wanted` tokens (0: none)
     adapter: int | None = None  # index of a LoRA adapter, None for none
+
+
+@dataclass(frozen=True)
+class Window:
+    """`tokens` are read; the last `scored` of them are scored, which belong to text `text`."""
+
+    text: int
+    tokens: list[int]
+    scored: int
 
 
 class Runner(Protocol):
@@ -50,4 +62,12 @@ class Runner(Protocol):
 
     def forget(self) -> None:
         """Nothing in the cache is needed any more: its memory may go back to the system."""
+        ...
+
+    def add_adapter(self, adapter: "Adapter") -> int:
+        """Take in a LoRA adapter; returns the index by which spans ask for it."""
+        ...
+
+    def log_likelihoods(self, windows: Sequence[Window], vocab_size: int) -> list[float]:
+        """For each window, of ascending length, the sum of log p over its scored tokens, in nats."""
         ...

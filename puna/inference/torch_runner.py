@@ -24,7 +24,8 @@ from torch import Tensor
 
 from puna.inference.adapters import Adapter, apply_adapters
 from puna.inference.pool import Pool
-from puna.inference.spans import BLOCK_TOKENS, Span
+from puna.inference.scoring import score
+from puna.inference.spans import BLOCK_TOKENS, Span, Window
 from puna.model.llama import Llama
 
 _MOST_PADDING = 0.4  # the share of a group's scores that may be padding
@@ -67,6 +68,10 @@ class TorchRunner:
     def forget(self) -> None:
         """Give the memory of the cache back."""
         self._pool.clear()
+
+    def log_likelihoods(self, windows: Sequence[Window], vocab_size: int) -> list[float]:
+        """The sum of log p of each window's last tokens, in nats; read in batches, without the cache."""
+        return score(self.model, windows, vocab_size)
 
     @torch.inference_mode()
     def forward(self, spans: Sequence[Span]) -> Tensor:

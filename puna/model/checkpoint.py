@@ -29,6 +29,7 @@ from puna.model.convert import hf_name, is_rotary, to_hf_rows, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig, RopeScaling
 from puna.model.tensorfile import NAMES, Pending, TensorFile, row_pieces, unique_keys, write_tensors
+from puna.model.weights import Weights
 from puna.tokenizer.carry import carry
 from puna.tokenizer.load import AnyTokenizer, load_tokenizer
 
@@ -93,7 +94,7 @@ def empty_model(config: LlamaConfig, dtype: torch.dtype) -> Llama:
     return model
 
 
-def fill(model: Llama, files: "WeightFiles") -> None:
+def fill(model: Llama, files: Weights) -> None:
     """Copy the weights from `files` into `model`, converting type and rotary order on the way."""
     wanted = {hf_name(name): (name, weight) for name, weight in model.named_parameters()}
     files.expect({name: tuple(weight.shape) for name, (_, weight) in wanted.items()})

@@ -10,21 +10,22 @@ written anew from the same vocabulary; its ids never change. The result appears 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from puna.artifacts import write_atomic
 from puna.errors import ArtifactError, ConfigError
-from puna.model.checkpoint import save_model
+from puna.model.checkpoint import save_model, write_folder
 from puna.model.gguf import KINDS, GgufFile, write_gguf
 from puna.model.gguf.vocabulary import Vocabulary, from_tokenizer
 from puna.model.meta import write_meta
 from puna.model.opening import checkpoint_tokenizer, load_checkpoint, open_checkpoint
+from puna.model.sizes import LlamaConfig
 from puna.tokenizer.bpe import MODEL_FILE, SPECIALS, Tokenizer, write_ranks
 from puna.tokenizer.carry import FILES, TEMPLATE_FILE, carry, chat_template, has_tokenizer
 from puna.tokenizer.export import CHAT_TEMPLATE
@@ -48,7 +49,7 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
         raise ConfigError(f"{form!r} is not a number format of {to}", hint=f"one of {', '.join(accepted)}")
     if out.exists():
         raise ArtifactError(f"{out} exists", hint="give a new name, or remove it")
-    tokenizer = _tokenizer_of(source)
+    tokenizer = tokenizer_of(source)
     # Quantised kinds are made from what the source holds exactly; bfloat16 would be rounded twice.
     model = load_checkpoint(source, DTYPES.get(form, torch.float32))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +65,18 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
             save_model(model, carried, made)
             if source.is_file() and tokenizer is not None:
                 _carry_template(source, made)
+
+
+def write_folder_of(
+    source: Path, config: LlamaConfig, out: Path, dtype: torch.dtype, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Everything of a Hugging Face folder but the weights, with the tokenizer and the chat template of the checkpoint at
+    `source`, if it has them. `extra` is added to config.json.
+    """
+    tokenizer = tokenizer_of(source)
+    write_folder(config, source if tokenizer is not None and source.is_dir() else tokenizer, out, dtype, extra)
+    if source.is_file() and tokenizer is not None:
+        _carry_template(source, out)
 
 
 @contextmanager
@@ -89,7 +102,7 @@ def _form_of(source: Path) -> str:
     return form if form in DTYPES else "BF16"
 
 
-def _tokenizer_of(source: Path) -> AnyTokenizer | None:
+def tokenizer_of(source: Path) -> AnyTokenizer | None:
     """The source's tokenizer, or None if it has no file of one."""
     if source.is_dir() and not has_tokenizer(source):
         return None

@@ -6,9 +6,8 @@ those of Q4_0, Q5_0 and Q8_0 are float16 in the file, so nothing changes; where 
 scale, a weight may move by 2^-11 of its group's range.
 """
 
-from torch import Tensor
-
 import torch
+from torch import Tensor
 
 from puna.model.gguf.blocks import BlockType
 from puna.quant.groups import Packed, pack4

@@ -301,10 +301,11 @@ def test_a_quantised_model_is_an_engine_too_packed_or_expanded(model, tokenizer,
     write_ranks(tmp_path / "tokenizer.model", tokenizer.ranks)
     save_model(model, tmp_path, tmp_path / "model")
     made = quantise(QuantConfig(bits=bits), tmp_path / "model", out=tmp_path / "quantised")
-    packed = Engine(load_quantised(made.path, expand=False), tokenizer)
+    model = load_quantised(made.path, expand=False)
+    packed = Engine(model, tokenizer)
     requests = mixed_requests()
     assert all(close(a, b) for a, b in zip(Engine.load(made.path).generate(requests), packed.generate(requests)))
-    expected = greedy_without_cache(packed.model, tokenizer, "the sea", 30)
+    expected = greedy_without_cache(model, tokenizer, "the sea", 30)
     [answer] = packed.generate([Request(prompt="the sea", sampling=Sampling(max_tokens=30))])
     assert answer.text == tokenizer.decode(t for t in expected if t not in tokenizer.stop_ids)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_llama import random_model
 from worlds import WIDE, engine_of
 
 from puna.chat import Request, Sampling
@@ -58,12 +59,12 @@ def test_an_answer_is_as_long_as_it_must_be(engine, tokenizer):
     assert (endless.completion_tokens, endless.finish_reason) == (20, "length")
 
 
-def test_log_probabilities_are_the_models_own_with_the_likeliest_beside_them(engine, tokenizer):
+def test_log_probabilities_are_the_models_own_with_the_likeliest_beside_them(engine, model, tokenizer):
     answer = ask(engine, max_tokens=12, temperature=1.0, seed=4, presence_penalty=1.0, logprobs=3, ignore_end=True)
     assert len(answer.tokens) == 12 and b"".join(t.data for t in answer.tokens).decode(errors="replace") == answer.text
     ids = [tokenizer.bos, *tokenizer.encode("the sea"), *(t.token for t in answer.tokens)]
     with torch.no_grad():
-        logits = engine.model(torch.tensor([ids]), torch.arange(len(ids))[None], attend_with(None))
+        logits = model(torch.tensor([ids]), torch.arange(len(ids))[None], attend_with(None))
     rows = logits[0, -13:-1, : tokenizer.vocab_size].log_softmax(-1)
     for token, row in zip(answer.tokens, rows):
         assert token.logprob == pytest.approx(float(row[token.token]), abs=1e-4)
@@ -75,14 +76,15 @@ def test_log_probabilities_are_the_models_own_with_the_likeliest_beside_them(eng
 
 @pytest.mark.parametrize("max_tokens", [0, 5])
 def test_the_prompts_log_probabilities_are_those_of_reading_it(tokenizer, max_tokens):
-    engine = engine_of("torch", tokenizer, step_tokens=1)
+    model = random_model(WIDE)
+    engine = engine_of("torch", tokenizer, model=model, step_tokens=1)
     prompt = "the sea and the sand of the land " * 2
     for _ in range(2):  # the second time it could be found in the cache, and must be read all the same
         answer = ask(engine, prompt, max_tokens=max_tokens, prompt_logprobs=1, logprobs=0, ignore_end=True)
         ids = [tokenizer.bos, *tokenizer.encode(prompt)]
         assert [c.token for c in answer.prompt_choices] == ids[1:] and answer.completion_tokens == max_tokens
         with torch.no_grad():
-            logits = engine.model(torch.tensor([ids]), torch.arange(len(ids))[None], attend_with(None))
+            logits = model(torch.tensor([ids]), torch.arange(len(ids))[None], attend_with(None))
         rows = logits[0, :-1, : tokenizer.vocab_size].log_softmax(-1)
         for choice, row in zip(answer.prompt_choices, rows):
             assert choice.logprob == pytest.approx(float(row[choice.token]), abs=1e-4)

@@ -90,18 +90,18 @@ def test_sampled_answers_are_distributed_as_without_guesses(tokenizer):
     observed = torch.zeros(3, 3, 3)
     for row in ids:
         observed[tuple(kinds.index(t) for t in row)] += 1
-    expected = 3000 * exact(engine, [tokenizer.bos, ord("q")], kinds)
+    expected = 3000 * exact(model, [tokenizer.bos, ord("q")], kinds)
     chi2 = float(((observed - expected) ** 2 / expected).sum())
     assert expected.min() > 5 and chi2 < 54.1  # 26 degrees of freedom, p = 0.001
 
 
 @torch.no_grad()
-def exact(engine, prompt: list[int], kinds: list[int]) -> torch.Tensor:
+def exact(model, prompt: list[int], kinds: list[int]) -> torch.Tensor:
     """P(first, second, third) of three tokens drawn among `kinds` at temperature 8."""
     from puna.model.llama import attend_with
 
     def next_of(ids: list[int]) -> torch.Tensor:
-        logits = engine.model(torch.tensor([ids]), torch.arange(len(ids))[None], attend_with(None))[0, -1]
+        logits = model(torch.tensor([ids]), torch.arange(len(ids))[None], attend_with(None))[0, -1]
         return (logits[kinds] / 8.0).softmax(-1)
 
     joint = torch.zeros(3, 3, 3)

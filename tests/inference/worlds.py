@@ -20,7 +20,7 @@ def exact_runners() -> list:
     try:
         from puna.inference import native
 
-        why = native.unfit(random_model(WIDE))
+        why = native.unfit(WIDE)
     except ImportError as error:
         why = str(error)
     return ["invariant", pytest.param("native", marks=pytest.mark.skipif(why is not None, reason=str(why)))]

@@ -80,10 +80,9 @@ def _library() -> ctypes.CDLL | str:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         return f"{_FILE.name} cannot be used ({error}): install the package again"
-    if wanted := os.environ.get("PUNA_INSTRUCTIONS"):
-        if not library.puna_choose(wanted.encode()):
-            names = ", ".join(library.puna_instructions().decode().split("\n")[1:])
-            raise ConfigError(f"PUNA_INSTRUCTIONS={wanted!r} cannot run on this processor", hint=f"it has: {names}")
+    if (wanted := os.environ.get("PUNA_INSTRUCTIONS")) and not library.puna_choose(wanted.encode()):
+        names = ", ".join(library.puna_instructions().decode().split("\n")[1:])
+        raise ConfigError(f"PUNA_INSTRUCTIONS={wanted!r} cannot run on this processor", hint=f"it has: {names}")
     return library
 
 
@@ -172,8 +171,8 @@ class Matrix(_Owned):
         return _call("puna_matrix_bytes", self.pointer)
 
     def floats(self, team: "Team | Borrowed", weight: Tensor, first: int = 0) -> "Matrix":
-        """Take `weight` (n, columns), float32, bfloat16 or float16, as rows `first`, …; converted if need be."""
-        weight = weight.detach().contiguous()
+        """Take `weight` (n, columns), of any float type, as rows `first`, …; converted if need be."""
+        weight = (weight if weight.dtype in _SOURCES else weight.float()).detach().contiguous()
         assert weight.shape[1] == self.columns and first + len(weight) <= self.rows
         source = _SOURCES[weight.dtype]
         _call("puna_matrix_floats", team.pointer, self.pointer, first, len(weight), _at(weight), source)
