@@ -2,7 +2,7 @@
 
 Each row of `RELEASED` is what that release's own `config.json` says, written down apart from `puna.model.sizes` so that the
 two check each other. `reference` builds `transformers.LlamaForCausalLM` from it with fewer layers, a narrower feed-forward
-part and a vocabulary of bytes; heads, their ratio and width, the model's width, rotary base and stretch, epsilon and tied
+part and a vocabulary of little more than bytes; heads, their ratio and width, the model's width, rotary base and stretch, epsilon and tied
 embeddings stay, unless a narrower head is asked for.
 
 Three properties of the weights make what is compared sharp:
@@ -25,7 +25,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from puna.tokenizer import Tokenizer
 
 PRINTABLE = range(32, 127)
-BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
+# The 256 bytes, and eight pairs that no text of ours has: llama.cpp wants some merges.
+BYTES = Tokenizer(
+    {bytes([byte]): byte for byte in range(256)} | {bytes([0, 128 + pair]): 256 + pair for pair in range(8)}
+)
 _SMALLEST = 2.0**-14  # float16's smallest normal number
 _SHARP = 3.0
 

@@ -96,12 +96,12 @@ def widened(model: Llama) -> Llama:
     return wide
 
 
-def quantised_by_llama_cpp(source: Path, out: Path, kind: str) -> None:
-    """Let llama.cpp quantise the F32 file `source`."""
+def quantised_by_llama_cpp(source: Path, out: Path, file_type: int) -> None:
+    """Let llama.cpp quantise the F32 file `source`; `file_type` is its number for the kind, as in `KINDS`."""
     settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype, settings.nthread = KINDS[kind][0], 1
+    settings.ftype, settings.nthread = file_type, 1
     if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), settings) != 0:
-        raise SystemExit(f"llama.cpp did not quantise {source} as {kind}")
+        raise SystemExit(f"llama.cpp did not quantise {source} as {file_type}")
 
 
 class Theirs:
@@ -247,7 +247,7 @@ def measured(model: Llama, tokenizer: Tokenizer, texts: list[list[int]], work: P
         by = {"ours": work / f"{kind}.gguf"}
         if kind not in ("F32", "F16", "BF16"):
             by["llama.cpp"] = work / f"theirs-{kind}.gguf"
-            quantised_by_llama_cpp(work / "F32.gguf", by["llama.cpp"], kind)
+            quantised_by_llama_cpp(work / "F32.gguf", by["llama.cpp"], KINDS[kind][0])
         for who, path in by.items():
             found["files"][f"{kind} by {who}"] = read_by_both(path, work / "F32.gguf", texts)
             say(f"{kind} by {who}", found["files"][f"{kind} by {who}"])

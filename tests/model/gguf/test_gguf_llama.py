@@ -181,29 +181,6 @@ def test_a_converted_transformers_model_gives_its_logits(tmp_path, shape):
         assert (theirs(tokens).logits - logits(ours)).abs().max() < 1e-4
 
 
-@pytest.mark.peers
-@pytest.mark.parametrize("kind", ["F32", "F16"])
-@pytest.mark.parametrize("shape", ["grouped queries", "tied", "wide heads", "3.1 scaling"])
-def test_llama_cpp_draws_the_same_greedy_tokens(tmp_path, tokenizer, kind, shape):
-    llama_cpp = pytest.importorskip("llama_cpp")
-    model = made(SHAPES[shape])
-    write_gguf(model, tokenizer, tmp_path / "m.gguf", kind)
-    ours, tokens = load_gguf(tmp_path / "m.gguf"), [tokenizer.bos, *tokenizer.encode("the man than")]
-    start = len(tokens)
-    theirs = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=128, verbose=False, n_gpu_layers=0)
-    assert theirs.tokenize(b"the man than", add_bos=True) == tokens
-    drawn = []
-    for token in theirs.generate(list(tokens), temp=0.0, repeat_penalty=1.0):
-        drawn.append(token)
-        if len(drawn) == 32:
-            break
-    with torch.no_grad():
-        for _ in range(32):
-            last = ours(torch.tensor([tokens]), torch.arange(len(tokens))[None], attend_with(None))[0, -1]
-            tokens.append(int(last.argmax()))
-    assert drawn == tokens[start:]
-
-
 @pytest.mark.parametrize("size", [s for s in SIZES if SIZES[s].rope_scaling])
 def test_published_scaling_is_found_from_its_divisors(tmp_path, size):
     config = dataclasses.replace(BASE, head_dim=SIZES[size].head_dim, rope_scaling=SIZES[size].rope_scaling)
