@@ -1,0 +1,93 @@
+"""Weights that are still on disk: a model to be written in another format without being in memory.
+
+Writers take a model or a `StoredModel` and ask `weights_of` for its weights, by Meta's names and in Meta's order of rows. Of a
+model these are its parameters. Of a checkpoint each is read when it is its turn, a few megabytes at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from puna.model.convert import hf_name, is_rotary, to_meta_rows
+from puna.model.llama import Llama
+from puna.model.sizes import LlamaConfig
+
+
+class Readable(Protocol):
+    """Weights by Hugging Face's names and in their order: `WeightFiles`, `MetaFiles` or `GgufFile`, open."""
+
+    def pieces(self, name: str, multiple: int = 1) -> Iterator[tuple[int, Tensor]]: ...
+
+    def expect(self, shapes: Mapping[str, tuple[int, ...]]) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One tensor: its shape, and its rows piece by piece, from the first to the last, each time `pieces` is called."""
+
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[Tensor]]
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """The tensor in memory. One that is there already, in that type, is given as it is."""
+        pieces = self.pieces()
+        first = next(pieces)
+        if first.shape == self.shape:
+            return first.to("cpu", dtype)
+        made, start = torch.empty(self.shape, dtype=dtype), 0
+        while first is not None:
+            made[start : start + len(first)] = first
+            start += len(first)
+            first = next(pieces, None)
+        return made
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """An open checkpoint as something to be written. Raises `ArtifactError` unless exactly the model's tensors are there."""
+
+    config: LlamaConfig
+    files: Readable
+    dtype: torch.dtype  # in which it is to be written if the writer has no opinion
+
+    def __post_init__(self) -> None:
+        self.files.expect({hf_name(name): shape for name, shape in shapes(self.config).items()})
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The rows of the tensor that Meta calls `name`."""
+        head_dim = self.config.head_dim if is_rotary(name) else 1
+        for _, piece in self.files.pieces(hf_name(name), head_dim):
+            yield to_meta_rows(piece, head_dim) if is_rotary(name) else piece
+
+
+def weights_of(model: Llama | StoredModel) -> dict[str, Weight]:
+    """The weights by Meta's names; a tied output appears once, as the embedding."""
+    if isinstance(model, StoredModel):
+        return {n: Weight(s, lambda n=n: model.pieces(n)) for n, s in shapes(model.config).items()}
+    parameters = ((name, weight.detach()) for name, weight in model.named_parameters())
+    return {name: Weight(tuple(weight.shape), lambda w=weight: iter([w])) for name, weight in parameters}
+
+
+def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a Llama, by Meta's names. Nothing is allocated, whatever sizes `config` claims."""
+    width, heads, kv = config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    found = {"tok_embeddings.weight": (config.vocab_size, width), "norm.weight": (width,)}
+    if not config.tied:
+        found["output.weight"] = (config.vocab_size, width)
+    layer = {
+        "attention.wq": (heads, width),
+        "attention.wk": (kv, width),
+        "attention.wv": (kv, width),
+        "attention.wo": (width, heads),
+        "feed_forward.w1": (config.ffn_dim, width),
+        "feed_forward.w2": (width, config.ffn_dim),
+        "feed_forward.w3": (config.ffn_dim, width),
+        "attention_norm": (width,),
+        "ffn_norm": (width,),
+    }
+    for index in range(config.n_layers):
+        found |= {f"layers.{index}.{module}.weight": shape for module, shape in layer.items()}
+    return found
