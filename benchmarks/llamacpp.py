@@ -34,7 +34,7 @@ import llama_cpp
 import tiktoken
 import torch
 from encode import documents
-from machine import processor, revision
+from machine import command, processor, revision
 from torch import Tensor
 
 from puna.model.checkpoint import empty_model
@@ -271,7 +271,7 @@ def main() -> None:
         "hardware": f"{torch.get_num_threads()} of {os.cpu_count()} cores of {processor()}",
         "versions": f"torch {torch.__version__}, llama-cpp-python {llama_cpp.__version__}",
         "revision": revision(),
-        "command": " ".join(["python benchmarks/llamacpp.py", *sys.argv[1:]]),
+        "command": command(),
         "model": dataclasses.asdict(model.config),
     }
     wide = widened(model)

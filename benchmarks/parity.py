@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import transformers
 from families import BYTES, PRINTABLE, RELEASED, Cut, Family, reference
-from machine import processor, revision
+from machine import command, processor, revision
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -243,7 +243,7 @@ def main() -> None:
         "hardware": f"{torch.get_num_threads()} of {os.cpu_count()} cores of {processor()}",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "revision": revision(),
-        "command": " ".join(["python benchmarks/parity.py", *sys.argv[1:]]),
+        "command": command(),
         "families": {},
         "beyond the original context": {},
     }
