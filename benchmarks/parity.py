@@ -247,28 +247,27 @@ def main() -> None:
         "families": {},
         "beyond the original context": {},
     }
-    for name in given.only:
-        with tempfile.TemporaryDirectory() as work:
-            wide = min(RELEASED[name].hidden, given.width) > 8192
-            cut = Cut(layers=1 if wide else 2, width=given.width)
-            row = record["families"][name] = compared(name, cut, given.tokens, Path(work))
-        worst, said = max(row["largest logit difference"].values()), row["greedy"]
-        print(
-            f"{name:16} {worst:.1e} in {len(row['largest logit difference'])} formats; greedy {said}", file=sys.stderr
-        )
-    for name in given.only if given.beyond > 1 else []:
-        if RELEASED[name].stretch:
-            with tempfile.TemporaryDirectory() as work:
-                record["beyond the original context"][name] = beyond(name, given.beyond, Path(work))
-            print(name, record["beyond the original context"][name], file=sys.stderr)
-    text = markdown(record)
-    print(text)
     out = given.out or RESULTS / f"parity-{record['date'][:10]}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {out}", file=sys.stderr)
+    stretched = {RELEASED[name]: name for name in reversed(given.only) if RELEASED[name].stretch}  # 3.3 70B is 3.1's
+    rows = [("families", name) for name in given.only]
+    rows += [
+        ("beyond the original context", name) for name in (reversed(stretched.values()) if given.beyond > 1 else [])
+    ]
+    for part, name in rows:
+        with tempfile.TemporaryDirectory() as work:
+            if part == "families":
+                wide = min(RELEASED[name].hidden, given.width) > 8192
+                cut = Cut(layers=1 if wide else 2, width=given.width)
+                row = compared(name, cut, given.tokens, Path(work))
+            else:
+                row = beyond(name, given.beyond, Path(work))
+        record[part][name] = row
+        print(name, json.dumps(row), file=sys.stderr)
+        out.write_text(json.dumps(record, indent=1) + "\n")  # what is there is kept if the rest does not come
+    print(markdown(record))
     if given.docs:
-        put(given.docs, text)
+        put(given.docs, markdown(record))
     sys.exit(0 if passed(record) else "some row failed: see above")
 
 
