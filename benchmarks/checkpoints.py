@@ -36,7 +36,6 @@ from machine import command, processor, revision
 from puna.model.checkpoint import hf_config
 from puna.model.convert import hf_name
 from puna.model.sizes import SIZES, LlamaConfig
-from puna.model.stored import shapes
 from puna.model.tensorfile import write_tensors
 
 RESULTS = Path(__file__).parent / "results"
@@ -77,7 +76,7 @@ FORMS = {"BF16": "bf16", "F16": "f16", "Q8_0": "q8_0"}  # ours and the converter
 
 def hf_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Hugging Face's names and shapes."""
-    return {hf_name(name): shape for name, shape in shapes(config).items()}
+    return {hf_name(name): shape for name, shape in config.shapes().items()}
 
 
 def write_random(config: LlamaConfig, out: Path) -> None:

@@ -54,7 +54,7 @@ class StoredModel:
     dtype: torch.dtype  # in which it is to be written if the writer has no opinion
 
     def __post_init__(self) -> None:
-        self.files.expect({hf_name(name): shape for name, shape in shapes(self.config).items()})
+        self.files.expect({hf_name(name): shape for name, shape in self.config.shapes().items()})
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """The rows of the tensor that Meta calls `name`."""
@@ -66,28 +66,6 @@ class StoredModel:
 def weights_of(model: Llama | StoredModel) -> dict[str, Weight]:
     """The weights by Meta's names; a tied output appears once, as the embedding."""
     if isinstance(model, StoredModel):
-        return {n: Weight(s, lambda n=n: model.pieces(n)) for n, s in shapes(model.config).items()}
+        return {n: Weight(s, lambda n=n: model.pieces(n)) for n, s in model.config.shapes().items()}
     parameters = ((name, weight.detach()) for name, weight in model.named_parameters())
     return {name: Weight(tuple(weight.shape), lambda w=weight: iter([w])) for name, weight in parameters}
-
-
-def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a Llama, by Meta's names. Nothing is allocated, whatever sizes `config` claims."""
-    width, heads, kv = config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    found = {"tok_embeddings.weight": (config.vocab_size, width), "norm.weight": (width,)}
-    if not config.tied:
-        found["output.weight"] = (config.vocab_size, width)
-    layer = {
-        "attention.wq": (heads, width),
-        "attention.wk": (kv, width),
-        "attention.wv": (kv, width),
-        "attention.wo": (width, heads),
-        "feed_forward.w1": (config.ffn_dim, width),
-        "feed_forward.w2": (width, config.ffn_dim),
-        "feed_forward.w3": (config.ffn_dim, width),
-        "attention_norm": (width,),
-        "ffn_norm": (width,),
-    }
-    for index in range(config.n_layers):
-        found |= {f"layers.{index}.{module}.weight": shape for module, shape in layer.items()}
-    return found

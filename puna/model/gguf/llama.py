@@ -33,7 +33,6 @@ from puna.model.gguf.format import Container
 from puna.model.gguf.vocabulary import Vocabulary, read_vocabulary
 from puna.model.llama import Llama, rope_frequencies
 from puna.model.sizes import LlamaConfig, RopeScaling
-from puna.model.stored import shapes
 
 ROPE_FREQS = "rope_freqs.weight"
 SCALING = "puna.rope_scaling"  # our own settings, one for each field of `RopeScaling`
