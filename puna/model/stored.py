@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from puna.errors import PunaError
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
@@ -32,12 +33,19 @@ class Weight:
     pieces: Callable[[], Iterator[Tensor]]
 
     def whole(self, dtype: torch.dtype) -> Tensor:
-        """The tensor in memory. One that is there already, in that type, is given as it is."""
+        """The tensor in memory. One that is there already, in that type, is given as it is.
+
+        Raises `PunaError` where there is no memory for it.
+        """
         pieces = self.pieces()
         first = next(pieces)
         if first.shape == self.shape:
             return first.to("cpu", dtype)
-        made, start = torch.empty(self.shape, dtype=dtype), 0
+        try:
+            made, start = torch.empty(self.shape, dtype=dtype), 0
+        except (RuntimeError, MemoryError):
+            size = f"{torch.Size(self.shape).numel() * dtype.itemsize / 1e9:,.1f} GB"
+            raise PunaError(f"there is no memory for a tensor of {size}", hint="convert on a larger machine") from None
         while first is not None:
             made[start : start + len(first)] = first
             start += len(first)
