@@ -42,10 +42,12 @@ RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 # Each prints the seconds that it took and the peak of its memory, before and after, in bytes.
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 import torch
 {imports}
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+    # Of this program alone: what getrusage tells begins with the memory of the process that started it.
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 path, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 ids = torch.tensor([[1, 2, 3]])
 before, started = peak(), time.perf_counter()
@@ -162,17 +164,27 @@ def child(script: str, *arguments: str) -> dict[str, float]:
 
 
 def process(command: list[str]) -> dict[str, float]:
-    """A whole process: its seconds, and its peak memory in bytes."""
-    started = time.perf_counter()
-    running = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    said = running.stderr.read()
-    _, status, used = os.wait4(running.pid, 0)
-    running.returncode = os.waitstatus_to_exitcode(status)
-    if running.returncode:
-        raise SystemExit(f"{command} failed:\n{said.decode()[-2000:]}")
-    return {"seconds": time.perf_counter() - started, "peak": used.ru_maxrss * 1024}
+    """A whole process: its seconds, and its peak memory in bytes, as it was a hundredth of a second before its end."""
+    peak, started = 0, time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        running = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        while running.poll() is None:
+            peak = max(peak, high_water(running.pid))
+            time.sleep(0.01)
+        seconds = time.perf_counter() - started
+        if running.returncode:
+            said.seek(0)
+            raise SystemExit(f"{command} failed:\n{said.read().decode()[-2000:]}")
+    return {"seconds": seconds, "peak": peak}
+
+
+def high_water(pid: int) -> int:
+    """The most memory that a process has had; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def loading(source: Path, config: LlamaConfig, rounds: int) -> dict[str, Any]:
