@@ -10,7 +10,15 @@ from puna.recipes.tiny import recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/tour.md", "docs/engine.md", "docs/architecture.md")
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/checkpoints.md",
+        "docs/tour.md",
+        "docs/engine.md",
+        "docs/architecture.md",
+    )
 ]
 
 

@@ -28,6 +28,7 @@ from puna.errors import ArtifactError, ConfigError, PunaError, shown
 from puna.model.convert import hf_name, is_rotary, to_hf_rows, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig, RopeScaling
+from puna.model.stored import StoredModel, Weight, weights_of
 from puna.model.tensorfile import NAMES, Pending, TensorFile, row_pieces, unique_keys, write_tensors
 from puna.model.weights import Weights
 from puna.tokenizer.carry import carry
@@ -47,13 +48,16 @@ _FOLDER_HINT = "give a folder with config.json and model.safetensors: a checkpoi
 
 
 def save_model(
-    model: Llama, tokenizer: Path | AnyTokenizer | None, out: Path, dtype: torch.dtype | None = None
+    model: Llama | StoredModel,
+    tokenizer: Path | AnyTokenizer | None,
+    out: Path,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write `model` into the folder `out`, in `dtype` (the model's own by default).
 
     The tokenizer is that of the folder `tokenizer`, or itself one; with None the folder has weights and shape only.
     """
-    dtype = dtype or model.norm.weight.dtype
+    dtype = dtype or (model.dtype if isinstance(model, StoredModel) else model.norm.weight.dtype)
     write_folder(model.config, tokenizer, out, dtype)
     write_tensors(out / WEIGHTS, _hf_tensors(model, dtype), {"format": "pt"})
 
@@ -336,15 +340,15 @@ def _real(data: Mapping[str, Any], key: str, default: Any = None) -> Any:
     return float(value) if type(value) is int else value
 
 
-def _hf_tensors(model: Llama, dtype: torch.dtype) -> dict[str, Pending]:
+def _hf_tensors(model: Llama | StoredModel, dtype: torch.dtype) -> dict[str, Pending]:
     head_dim = model.config.head_dim
 
-    def rows(name: str, weight: Tensor) -> Tensor:
-        weight = weight.detach().to(dtype)
-        return to_hf_rows(weight, head_dim) if is_rotary(name) else weight
+    def rows(name: str, weight: Weight) -> Tensor:
+        whole = weight.whole(dtype)
+        return to_hf_rows(whole, head_dim) if is_rotary(name) else whole
 
-    parameters = dict(model.named_parameters())  # a tied output appears once, as the embedding
-    return {hf_name(n): (dtype, tuple(w.shape), lambda n=n, w=w: rows(n, w)) for n, w in parameters.items()}
+    weights = weights_of(model)
+    return {hf_name(n): (dtype, w.shape, lambda n=n, w=w: rows(n, w)) for n, w in weights.items()}
 
 
 def _weight_files(path: Path) -> dict[str, set[str]]:
