@@ -22,7 +22,7 @@ from puna.tokenizer.load import load_tokenizer
 
 
 def made(folder, out, budget, **settings):
-    config = QuantConfig(budget=budget, sensitivity_tokens=2048, quality_tokens=2048, **settings)
+    config = QuantConfig(budget=budget, sensitivity_tokens=1024, quality_tokens=1024, **settings)
     return quantise(config, folder / "model", folder / "calibration.txt", folder / "heldout.txt", out=out)
 
 
@@ -91,12 +91,12 @@ def test_the_folder_fits_its_budget_to_the_byte_and_more_room_loses_less(structu
     assert not (tmp_path / "none" / WEIGHTS).exists()
     least = int(re.search(r"smallest that this can be is ([\d,]+) bytes", error.value.hint)[1].replace(",", ""))
     found = []
-    for budget in (least, least + 12_345, least + 40_000):
+    for budget in (least, least + 12_345):
         small = made(structured, tmp_path / str(budget), f"{budget / 1000:010.3f}kB")  # as long as the first
         assert budget - 5000 < folder_bytes(small.path) <= budget
         assert load_quantised(small.path).config.parameters == small.metrics["parameters"]
         found.append((small.metrics["predicted_kl"], small.metrics["quality"]["kl"]["value"]))
-    assert found[0] > found[1] > found[2] and found[0][1] > found[1][1] > found[2][1]
+    assert found[0][0] > found[1][0] and found[0][1] > found[1][1]
 
 
 def test_bits_per_weight_are_kept_and_the_mix_beats_a_uniform_form_of_the_same_size(structured, tmp_path):
@@ -121,11 +121,11 @@ class OneChanged:
         return weight + _change(weight, self.form) if name == self.name else weight
 
 
-def test_the_predicted_damage_of_a_matrix_is_what_quantising_it_alone_does(structured):
+def test_the_predicted_damage_of_a_matrix_is_what_quantising_it_alone_does(either):
     form = Form(4, 64)
-    tokenizer = load_tokenizer(structured / "model")
-    tokens = rows_of(texts_of(structured / "calibration.txt", "calibration"), tokenizer, 4096, 64)
-    with open_checkpoint(structured / "model") as opened:
+    tokenizer = load_tokenizer(either / "model")
+    tokens = rows_of(texts_of(either / "calibration.txt", "calibration"), tokenizer, 4096, 64)
+    with open_checkpoint(either / "model") as opened:
         reader = Stored(opened.weights, opened.config)
         predicted = measure_damages(opened.config, reader, tokens, [form])
         names = [n for n, shape in opened.config.shapes().items() if len(shape) == 2]

@@ -69,7 +69,7 @@ def test_inputs_that_never_come_or_come_together_are_no_obstacle():
         calibrated(weight, Form(4, 32), moments * torch.inf)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["scales", "offsets"])
 def test_calibrated_beats_nearest_on_text_that_it_has_not_seen(structured, tmp_path, symmetric):
     settings = {"group_size": 64, "symmetric": symmetric}
     nearest = made(structured, tmp_path / "nearest", **settings)
@@ -79,8 +79,8 @@ def test_calibrated_beats_nearest_on_text_that_it_has_not_seen(structured, tmp_p
     assert better.metrics["rounded"]["gptq"] >= 12 and nearest.metrics["rounded"].keys() == {"nearest"}
 
 
-def test_a_killed_calibration_goes_on_where_it_was_and_ends_in_the_same_bytes(structured, tmp_path, monkeypatch):
-    whole = made(structured, tmp_path / "whole", calibrate=True)
+def test_a_killed_calibration_goes_on_where_it_was_and_ends_in_the_same_bytes(either, tmp_path, monkeypatch):
+    whole = made(either, tmp_path / "whole", calibrate=True)
     write, done = puna.quant.calibrate.write_packed, []
 
     def killed(weight, packed, name, *rest):
@@ -91,10 +91,10 @@ def test_a_killed_calibration_goes_on_where_it_was_and_ends_in_the_same_bytes(st
 
     monkeypatch.setattr(puna.quant.calibrate, "write_packed", killed)
     with pytest.raises(KeyboardInterrupt):
-        made(structured, tmp_path / "part", calibrate=True)
+        made(either, tmp_path / "part", calibrate=True)
     again = []
     monkeypatch.setattr(puna.quant.calibrate, "write_packed", lambda *a: (again.append(a[2]), write(*a)))
-    resumed = made(structured, tmp_path / "part", calibrate=True)
+    resumed = made(either, tmp_path / "part", calibrate=True)
     assert again and not set(again) & set(done)
     for name in ("model.safetensors", "config.json"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
