@@ -64,7 +64,7 @@ def test_a_copied_block_reads_as_its_source():
 def checkpoint(tmp_path_factory):
     """A model's folder, in float32, and the model."""
     wide = replace(WIDE, dim=256, head_dim=32, n_heads=8, n_kv_heads=2, ffn_dim=512)
-    model, path = random_model(wide), tmp_path_factory.mktemp("native") / "model"
+    model, path = Llama(wide).init_weights(3).eval(), tmp_path_factory.mktemp("native") / "model"
     save_model(model, None, path)
     return path, model
 

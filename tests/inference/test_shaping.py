@@ -17,8 +17,13 @@ def ask(engine, prompt="the sea", **sampling):
 
 
 @pytest.fixture
-def engine(tokenizer):
-    return engine_of("torch", tokenizer)
+def model():
+    return random_model(WIDE)
+
+
+@pytest.fixture
+def engine(model, tokenizer):
+    return engine_of("torch", tokenizer, model=model)
 
 
 def shaped(logits: list[float], prompt: list[int], drawn: list[int], **sampling) -> list[float]:
