@@ -73,9 +73,7 @@ def _sums(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], counts.cumsum()]).astype(np.int32)
 
 
-def paged_attention(
-    q: Tensor, keys: Tensor, values: Tensor, spans: Ragged, *, impl: Implementation = "auto"
-) -> Tensor:
+def paged_attention(q: Tensor, keys: Tensor, values: Tensor, spans: Ragged, *, impl: Implementation = "auto") -> Tensor:
     """Attend from `q` (N, H, E) to the cache `keys`, `values`; the result is (N, H, E)."""
     if chosen(impl, q):
         from puna.kernels.triton.paged_attention import paged_attention as fused

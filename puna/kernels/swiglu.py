@@ -1,6 +1,6 @@
 """SwiGLU: silu(gate) * up, where one matrix product made both.
 
-    gate_up    (N, 2 F)    the gate's F columns, then the other F
+gate_up    (N, 2 F)    the gate's F columns, then the other F
 """
 
 import torch.nn.functional as F

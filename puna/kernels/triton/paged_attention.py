@@ -79,7 +79,7 @@ def _chunks(
                 peak, norm, acc, mine, keys, values, blocks, low + ahead, start + length, start + token, head, e,
                 scale, K, E, BLOCK, POSITIONS,
             )  # fmt: skip
-        to = (item.to(tl.int64) * K + head) * ROWS + row
+        to = ((item * K + head) * ROWS + row).to(tl.int64)
         tl.store(peaks + to, peak)
         tl.store(norms + to, norm)
         tl.store(partial + to[:, None] * WIDTH + e[None, :], acc, mask=live)

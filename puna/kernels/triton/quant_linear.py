@@ -9,7 +9,8 @@ Weights of 4 bits lie two to a byte, neighbours in the row: the low halves meet 
 the odd ones. A code c becomes a number without a conversion, which GPUs do slowly: the bits of c + 8 under the exponent
 of 2^23 are the number 2^23 + 8 + c.
 
-SCALED says what stands beside the codes: 0 nothing (they are the weights), 1 a scale per row, 2 per group.
+FORM is "4" or "8" for integers with a scale per group, "e4m3" for 8-bit floating-point numbers with a scale per row (one
+byte each, read as int8 too), "plain" for weights as they are.
 """
 
 import torch
@@ -22,7 +23,13 @@ from puna.kernels.quant_linear import FEW
 _PLAIN_GROUP = 128  # columns taken at a time where there are no groups
 
 # What a program of `_one` takes: rows, bytes of a row at a time, warps. `benchmarks/gpu_inference.py` times others.
-ONE_TILES: dict[int, tuple[int, int, int]] = {4: (8, 512, 4), 8: (8, 512, 4), 16: (4, 1024, 4)}
+ONE_TILES: dict[str, tuple[int, int, int]] = {
+    "4": (8, 512, 4),
+    "8": (8, 512, 4),
+    "e4m3": (8, 512, 4),
+    "plain": (4, 1024, 4),
+}
+FEW_TILE = (64, 0, 4)  # of `_few`: rows; a group at a time; warps
 
 
 @triton.jit
@@ -35,12 +42,18 @@ def _low_high(byte):
 
 
 @triton.jit
+def _number(code, FORM: tl.constexpr):
+    """A code that is a whole byte, or a weight, as a number."""
+    return code.to(tl.float8e4nv, bitcast=True) if FORM == "e4m3" else code
+
+
+@triton.jit
 def _one(
     x, codes, scales, offsets, out, rows,
-    COUNT: tl.constexpr, GROUP: tl.constexpr, FOUR: tl.constexpr, SCALED: tl.constexpr, OFFSETS: tl.constexpr,
+    COUNT: tl.constexpr, GROUP: tl.constexpr, FORM: tl.constexpr, OFFSETS: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    WIDTH: tl.constexpr = GROUP // 2 if FOUR else GROUP
+    WIDTH: tl.constexpr = GROUP // 2 if FORM == "4" else GROUP
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     i = tl.arange(0, WIDTH)
     acc = tl.zeros((ROWS, GROUPS, WIDTH), tl.float32)
@@ -48,11 +61,11 @@ def _one(
     for first in range(0, COUNT, GROUPS):
         group = first + tl.arange(0, GROUPS)
         inside = (row < rows)[:, None] & (group < COUNT)[None, :]
-        real = (group < COUNT)[None, :, None] & (i < WIDTH)[None, None, :]
+        real = (group < COUNT)[None, :, None]
         at = (line + group[None, :])[:, :, None] * WIDTH + i[None, None, :]
         code = tl.load(codes + at, mask=inside[:, :, None], other=0)
         column = group[None, :, None] * GROUP
-        if FOUR:
+        if FORM == "4":
             low, high = _low_high(code)
             even = tl.load(x + column + 2 * i[None, None, :], mask=real, other=0.0).to(tl.float32)
             odd = tl.load(x + column + 2 * i[None, None, :] + 1, mask=real, other=0.0).to(tl.float32)
@@ -60,14 +73,14 @@ def _one(
             met = even + odd
         else:
             met = tl.load(x + column + i[None, None, :], mask=real, other=0.0).to(tl.float32)
-            product = code.to(tl.float32) * met
-        if SCALED == 2:
+            product = _number(code, FORM).to(tl.float32) * met
+        if FORM == "4" or FORM == "8":
             product *= tl.load(scales + line + group[None, :], mask=inside, other=0.0).to(tl.float32)[:, :, None]
         if OFFSETS:
             product += met * tl.load(offsets + line + group[None, :], mask=inside, other=0.0).to(tl.float32)[:, :, None]
         acc += product
     made = tl.sum(tl.sum(acc, 2), 1)
-    if SCALED == 1:
+    if FORM == "e4m3":
         made *= tl.load(scales + row, mask=row < rows, other=0.0).to(tl.float32)
     tl.store(out + row, made.to(out.dtype.element_ty), mask=row < rows)
 
@@ -75,10 +88,10 @@ def _one(
 @triton.jit
 def _few(
     x, codes, scales, offsets, out, tokens, rows,
-    COUNT: tl.constexpr, GROUP: tl.constexpr, FOUR: tl.constexpr, SCALED: tl.constexpr, OFFSETS: tl.constexpr,
+    COUNT: tl.constexpr, GROUP: tl.constexpr, FORM: tl.constexpr, OFFSETS: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    WIDTH: tl.constexpr = GROUP // 2 if FOUR else GROUP
+    WIDTH: tl.constexpr = GROUP // 2 if FORM == "4" else GROUP
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     i = tl.arange(0, WIDTH)
@@ -88,7 +101,7 @@ def _few(
     here, there = (token < tokens)[:, None], (row < rows)[None, :]
     for group in range(0, COUNT):
         code = tl.load(codes + ((line + group) * WIDTH)[None, :] + i[:, None], mask=there, other=0)  # (WIDTH, ROWS)
-        if FOUR:
+        if FORM == "4":
             low, high = _low_high(code)
             even = tl.load(mine + group * GROUP + 2 * i[None, :], mask=here, other=0.0)
             odd = tl.load(mine + group * GROUP + 2 * i[None, :] + 1, mask=here, other=0.0)
@@ -97,15 +110,15 @@ def _few(
             met = tl.sum(even.to(tl.float32) + odd.to(tl.float32), 1)
         else:
             part = tl.load(mine + group * GROUP + i[None, :], mask=here, other=0.0)
-            product = tl.dot(part, code.to(part.dtype), input_precision="ieee")
+            product = tl.dot(part, _number(code, FORM).to(part.dtype), input_precision="ieee")
             met = tl.sum(part.to(tl.float32), 1)
-        if SCALED == 2:
+        if FORM == "4" or FORM == "8":
             product *= tl.load(scales + line + group, mask=row < rows, other=0.0).to(tl.float32)[None, :]
         if OFFSETS:
             offset = tl.load(offsets + line + group, mask=row < rows, other=0.0).to(tl.float32)
             product += met[:, None] * offset[None, :]
         acc += product
-    if SCALED == 1:
+    if FORM == "e4m3":
         acc *= tl.load(scales + row, mask=row < rows, other=0.0).to(tl.float32)[None, :]
     to = out + token.to(tl.int64)[:, None] * rows + row[None, :]
     tl.store(to, acc.to(out.dtype.element_ty), mask=here & there)
@@ -114,9 +127,9 @@ def _few(
 @triton.jit
 def _expanded(
     codes, scales, offsets, out, groups,
-    GROUP: tl.constexpr, FOUR: tl.constexpr, OFFSETS: tl.constexpr, GROUPS: tl.constexpr,
+    GROUP: tl.constexpr, FORM: tl.constexpr, OFFSETS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    WIDTH: tl.constexpr = GROUP // 2 if FOUR else GROUP
+    WIDTH: tl.constexpr = GROUP // 2 if FORM == "4" else GROUP
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     inside = (group < groups)[:, None]
     i = tl.arange(0, WIDTH)[None, :]
@@ -127,7 +140,7 @@ def _expanded(
         offset = tl.load(offsets + group, mask=group < groups, other=0.0).to(tl.float32)[:, None]
     to = out + group[:, None] * GROUP
     kind = out.dtype.element_ty
-    if FOUR:
+    if FORM == "4":
         low, high = _low_high(code)
         tl.store(to + 2 * i, (low * scale + offset).to(kind), mask=inside)
         tl.store(to + 2 * i + 1, (high * scale + offset).to(kind), mask=inside)
@@ -138,61 +151,65 @@ def _expanded(
 def quant_linear(x: Tensor, codes: Tensor, scales: Tensor, offsets: Tensor | None, group: int) -> Tensor:
     """`x` (N, columns) times the transposed matrix of integers."""
     if len(x) <= FEW:
-        return _product(x, codes, scales, offsets, group, scaled=2)
+        return product(x, codes, scales, offsets, group)
     return torch.nn.functional.linear(x, expand(codes, scales, offsets, group, x.dtype))
 
 
 def scaled_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """The same for 8-bit floating-point codes with one scale per row; few tokens."""
-    return _product(x, codes, scales, None, _PLAIN_GROUP, scaled=1)
+    return product(x, codes, scales, None, _PLAIN_GROUP)
 
 
-def plain_linear(x: Tensor, weight: Tensor, tile: tuple[int, int, int] | None = None) -> Tensor:
+def plain_linear(x: Tensor, weight: Tensor) -> Tensor:
     """The same for weights as they are, and one token."""
-    return _product(x, weight, weight, None, _PLAIN_GROUP, scaled=0, tile=tile)
+    return product(x, weight, None, None, _PLAIN_GROUP)
 
 
 def expand(codes: Tensor, scales: Tensor, offsets: Tensor | None, group: int, dtype: torch.dtype) -> Tensor:
     """The matrix (rows, columns) in `dtype`."""
     rows, count = scales.shape
     out = torch.empty(rows, count * group, dtype=dtype, device=codes.device)
-    four = codes.dtype == torch.uint8
     at_once = max(1, 4096 // group)
     _expanded[(triton.cdiv(rows * count, at_once),)](
         codes.view(torch.int8), scales, scales if offsets is None else offsets, out, rows * count,
-        GROUP=group, FOUR=four, OFFSETS=offsets is not None, GROUPS=at_once,
+        GROUP=group, FORM=_form(codes), OFFSETS=offsets is not None, GROUPS=at_once,
     )  # fmt: skip
     return out
 
 
-def _product(
+def product(
     x: Tensor,
     codes: Tensor,
-    scales: Tensor,
+    scales: Tensor | None,
     offsets: Tensor | None,
     group: int,
     *,
-    scaled: int,
     tile: tuple[int, int, int] | None = None,
+    tensor_cores: bool | None = None,
 ) -> Tensor:
-    x = x.contiguous()
-    (tokens, columns), rows, four = x.shape, len(codes), codes.dtype == torch.uint8
+    """Any of these, for few tokens; `tile` and `tensor_cores` overrule what a program takes and which kernel it is."""
+    x, form = x.contiguous(), _form(codes)
+    (tokens, columns), rows = x.shape, len(codes)
     out = x.new_empty(tokens, rows)
     if not tokens:
         return out
-    codes = codes.view(torch.int8) if four else codes
-    beside = (scales, scales if offsets is None else offsets)
-    shape = {
-        "COUNT": columns // group, "GROUP": group, "FOUR": four, "SCALED": scaled, "OFFSETS": offsets is not None,
-    }  # fmt: skip
-    if tokens == 1:
-        bits = 4 if four else 8 * codes.element_size()
-        tall, wide, warps = tile or ONE_TILES.get(bits, ONE_TILES[16])
-        groups = max(1, wide * 8 // (bits * group))
-        grid = (triton.cdiv(rows, tall),)
-        _one[grid](x, codes, *beside, out, rows, ROWS=tall, GROUPS=groups, num_warps=warps, **shape)
+    raw = codes if form == "plain" else codes.view(torch.int8)
+    beside = (raw if scales is None else scales, raw if offsets is None else offsets)
+    shape = {"COUNT": columns // group, "GROUP": group, "FORM": form, "OFFSETS": offsets is not None}
+    if tokens > 1 or tensor_cores:
+        many = min(64, max(16, triton.next_power_of_2(tokens)))
+        tall, _, warps = tile or FEW_TILE
+        grid = (triton.cdiv(rows, tall), triton.cdiv(tokens, many))
+        _few[grid](
+            x, raw, *beside, out, tokens, rows, TOKENS=many, ROWS=tall, num_warps=warps, num_stages=4, **shape
+        )  # fmt: skip
         return out
-    many = min(64, max(16, triton.next_power_of_2(tokens)))
-    grid = (triton.cdiv(rows, 64), triton.cdiv(tokens, many))
-    _few[grid](x, codes, *beside, out, tokens, rows, TOKENS=many, ROWS=64, num_warps=4, num_stages=4, **shape)
+    tall, wide, warps = tile or ONE_TILES[form]
+    bytes_per_group = group // 2 if form == "4" else group * codes.element_size()
+    groups = max(1, wide // bytes_per_group)
+    _one[(triton.cdiv(rows, tall),)](x, raw, *beside, out, rows, ROWS=tall, GROUPS=groups, num_warps=warps, **shape)
     return out
+
+
+def _form(codes: Tensor) -> str:
+    return {torch.uint8: "4", torch.int8: "8", torch.float8_e4m3fn: "e4m3"}.get(codes.dtype, "plain")
