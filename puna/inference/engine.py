@@ -27,6 +27,7 @@ from puna.errors import DataError
 from puna.inference import sampler, scoring
 from puna.inference.adapters import Adapter
 from puna.inference.blocks import BlockCache
+from puna.inference.cuda_runner import CudaRunner
 from puna.inference.drawing import Drawing
 from puna.inference.runner import Choice, make_runner
 from puna.inference.scheduler import Reading, Scheduler
@@ -116,7 +117,7 @@ class Engine:
     def load_adapter(self, name: str, path: Path) -> None:
         """Make the LoRA adapter in the folder `path` known to requests as `name`. Raises `ArtifactError`."""
         require(name not in self._adapters, f"there is an adapter {name!r} already", hint="choose another name")
-        able = isinstance(self._runner, TorchRunner)
+        able = isinstance(self._runner, TorchRunner | CudaRunner)
         require(able, "the native kernels know no adapters", hint="Engine.load(path, runner='torch')")
         self._adapters[name] = self._runner.add_adapter(Adapter.load(path, self.config))
 
