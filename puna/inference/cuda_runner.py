@@ -56,6 +56,8 @@ class CudaRunner:
         weight = model.norm.weight
         self.device = weight.device
         self._llama = FusedLlama(model, fp8=fp8)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # of the matrices before they were joined
         c = self.config
         room = (c.n_layers, blocks + 1, block_tokens, c.n_kv_heads, c.head_dim)
         self._keys, self._values = (torch.zeros(room, dtype=weight.dtype, device=self.device) for _ in "kv")

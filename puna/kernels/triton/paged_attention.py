@@ -20,6 +20,8 @@ _JOINED = 16  # chunks joined at once
 _PROGRAMS = 8  # of the chunks' kernel for each multiprocessor: enough to hide each other's waiting
 _LEAST_SEARCH = 128  # spans among which a program looks for its own; one size serves most batches
 
+_VARYING = ("spans", "columns")  # a kernel compiled for each special value would be compiled while requests wait
+
 
 @triton.jit
 def _span_of(item, firsts, spans, SEARCH: tl.constexpr):
@@ -52,7 +54,7 @@ def _walk(
     return higher, norm * fade + tl.sum(weight, 1), acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _chunks(
     q, keys, values, begins, starts, lengths, table, firsts, peaks, norms, partial, spans, columns, scale,
     K: tl.constexpr, G: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
@@ -118,7 +120,7 @@ def _join(
         tl.store(to, (acc / norm).to(out.dtype.element_ty), mask=e < E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _tiles(
     q, keys, values, begins, starts, lengths, table, firsts, out, spans, columns, scale,
     K: tl.constexpr, G: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,

@@ -85,7 +85,7 @@ def _one(
     tl.store(out + row, made.to(out.dtype.element_ty), mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tokens",))
 def _few(
     x, codes, scales, offsets, out, tokens, rows,
     COUNT: tl.constexpr, GROUP: tl.constexpr, FORM: tl.constexpr, OFFSETS: tl.constexpr,
