@@ -94,15 +94,9 @@ def _scale(path: Path, settings: dict) -> float:
 @contextmanager
 def apply_adapters(model: Llama, adapters: Sequence[Adapter], spans: Sequence[Span]) -> Iterator[None]:
     """Within, `model` adds to each span's tokens what the span's adapter says; tokens are one row (1, N)."""
-    rows: dict[int, list[int]] = {}
-    begin = 0
-    for span in spans:
-        if span.adapter is not None:
-            rows.setdefault(span.adapter, []).extend(range(begin, begin + len(span.tokens)))
-        begin += len(span.tokens)
     hooks = []
     try:
-        for index, tokens in rows.items():
+        for index, tokens in tokens_of_adapters(spans).items():
             at = torch.tensor(tokens, device=model.norm.weight.device)
             for name, (a, b) in adapters[index].factors.items():
                 hooks.append(model.get_submodule(name).register_forward_hook(_adding(at, a, b)))
@@ -110,6 +104,17 @@ def apply_adapters(model: Llama, adapters: Sequence[Adapter], spans: Sequence[Sp
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def tokens_of_adapters(spans: Sequence[Span]) -> dict[int, list[int]]:
+    """Which tokens of the row of all tokens each adapter is asked for."""
+    rows: dict[int, list[int]] = {}
+    begin = 0
+    for span in spans:
+        if span.adapter is not None:
+            rows.setdefault(span.adapter, []).extend(range(begin, begin + len(span.tokens)))
+        begin += len(span.tokens)
+    return rows
 
 
 def _adding(at: Tensor, a: Tensor, b: Tensor):

@@ -7,14 +7,17 @@ import torch
 
 from puna import log
 from puna.config import require
+from puna.inference import cuda_runner
 from puna.inference.pool import KINDS, bytes_per_token, cache_blocks, memory_of
 from puna.inference.spans import BLOCK_TOKENS, Runner
 from puna.inference.torch_runner import TorchRunner
+from puna.model.detect import kind_of
 from puna.model.llama import Llama
 from puna.model.opening import checkpoint_config, load_checkpoint
 from puna.model.sizes import LlamaConfig
+from puna.quant import load_quantised
 
-Choice = Literal["auto", "native", "torch", "invariant"]
+Choice = Literal["auto", "native", "cuda", "torch", "invariant"]
 _said: set[str] = set()
 
 
@@ -28,19 +31,26 @@ def make_runner(
 ) -> Runner:
     """What computes `model`, with a cache of `blocks` or `cache_bytes`; `kv` is how keys and values are kept.
 
-    `native` are our kernels for the CPU (`native.py`), `torch` the reference, `invariant` the reference token by token.
-    `auto` takes the kernels where they can be had and says so in one line where they cannot. `pool.cache_blocks` says
-    how large the cache is without a wish. Raises `ConfigError` for a budget below a block.
+    `native` are our kernels for the CPU (`native.py`), `cuda` those for a GPU (`cuda_runner.py`), `torch` the reference,
+    `invariant` the reference token by token. `auto` takes the kernels where they can be had and says so in one line
+    where they cannot. Without a wish the cache of `cuda` is most of the free memory, elsewhere what `pool.cache_blocks`
+    says. Raises `ConfigError` for a budget below a block.
     """
     _check(kv)
     weight = model.norm.weight
-    if _take_native(model.config, weight.device, choice):
+    device = weight.device
+    if _usable("native", choice, device, lambda: _unfit(model.config, device)):
         from puna.inference.native import NativeRunner
 
         return NativeRunner.of(model, threads=torch.get_num_threads(), kv=kv, blocks=blocks, cache_bytes=cache_bytes)
+    on_gpu = _usable("cuda", choice, device, lambda: cuda_runner.unfit(model, kv))
     if blocks is None:
+        if on_gpu and cache_bytes is None:
+            cache_bytes = cuda_runner.cache_bytes_of(memory_of(device), model.config, weight.dtype)
         per_block = bytes_per_token(model.config, weight.dtype, kv) * BLOCK_TOKENS
-        blocks = cache_blocks(model.config, per_block, cache_bytes, memory_of(weight.device))
+        blocks = cache_blocks(model.config, per_block, cache_bytes, memory_of(device))
+    if on_gpu:
+        return cuda_runner.CudaRunner(model, blocks=blocks)
     return TorchRunner(model, blocks=blocks, kv=kv, invariant=choice == "invariant")
 
 
@@ -58,35 +68,36 @@ def open_runner(
     Like `make_runner`, without a model in memory between where the kernels take it. Raises `ArtifactError`.
     """
     _check(kv)
-    if _take_native(checkpoint_config(path), torch.device(device), choice):
+    config, place = checkpoint_config(path), torch.device(device)
+    if _usable("native", choice, place, lambda: _unfit(config, place)):
         from puna.inference.native import NativeRunner
 
         threads = torch.get_num_threads()
         return NativeRunner.load(path, dtype=dtype, threads=threads, kv=kv, cache_bytes=cache_bytes)
-    return make_runner(_load(path, dtype).to(device), cache_bytes=cache_bytes, kv=kv, choice=choice)
-
-
-def _load(path: Path, dtype: torch.dtype) -> Llama:
-    from puna.model.detect import kind_of
-    from puna.quant import load_quantised
-
     model = load_quantised(path, dtype) if kind_of(path) == "quantised" else load_checkpoint(path, dtype)
-    return model.eval().requires_grad_(False)
+    model = model.to(place).eval().requires_grad_(False)
+    return make_runner(model, cache_bytes=cache_bytes, kv=kv, choice=choice)
 
 
 def _check(kv: str) -> None:
     require(kv in KINDS, f"kv={kv!r} is not a way to keep keys and values", hint=f"known: {', '.join(KINDS)}")
 
 
-def _take_native(config: LlamaConfig, device: torch.device, choice: Choice) -> bool:
-    """Whether the kernels are to compute. Raises `ConfigError` if they were asked for and cannot."""
-    if choice not in ("auto", "native"):
+def _usable(kernels: Literal["native", "cuda"], choice: Choice, device: torch.device, unfit) -> bool:
+    """Whether these kernels are to compute: asked for by name, or `auto` on their device and nothing in the way.
+
+    Raises `ConfigError` if they were asked for by name and cannot.
+    """
+    at_home = device.type == ("cpu" if kernels == "native" else "cuda")
+    if choice != kernels and not (choice == "auto" and at_home):
         return False
-    why = _unfit(config, device)
+    why = unfit()
     if why is None:
         return True
-    require(choice == "auto", f"the native kernels cannot be used: {why}", hint="runner='torch'")
-    _say_once(f"native kernels are not used ({why}): computing with PyTorch")
+    require(choice == "auto", f"the {kernels} kernels cannot be used: {why}", hint="runner='auto'")
+    if why not in _said:
+        _said.add(why)
+        log.info(f"{kernels} kernels are not used ({why}): computing with PyTorch")
     return False
 
 
@@ -96,9 +107,3 @@ def _unfit(config: LlamaConfig, device: torch.device) -> str | None:
     from puna.inference import native
 
     return native.unfit(config)
-
-
-def _say_once(line: str) -> None:
-    if line not in _said:
-        _said.add(line)
-        log.info(line)

@@ -68,7 +68,9 @@ def _score(model: Llama, batch: list[Window], vocab_size: int) -> list[float]:
         length = len(window.tokens)
         tokens[row, :length] = torch.tensor(window.tokens)
         wanted[row, length - 1 - window.scored : length - 1] = True
-    positions = torch.arange(width).expand(len(batch), width)
+    device = model.norm.weight.device
+    tokens, wanted = tokens.to(device), wanted.to(device)
+    positions = torch.arange(width, device=device).expand(len(batch), width)
     hidden = model.hidden(tokens[:, :-1], positions, attend_with(None))[wanted]  # (N, D)
     losses = [
         F.cross_entropy(model.output(h).float()[:, :vocab_size], target, reduction="none")

@@ -141,7 +141,9 @@ def test_an_adapter_changes_the_spans_that_ask_for_it(checkpoint):
 def test_texts_are_scored_as_the_reference_scores_them():
     model = random_model(WIDE)
     ids = torch.randint(0, WIDE.vocab_size, (300,)).tolist()
-    todo = [w for i, (n, given) in enumerate([(2, 1), (40, 1), (60, 30), (300, 1)]) for w in windows(i, ids[:n], given, 64)]
+    todo = [
+        w for i, (n, given) in enumerate([(2, 1), (40, 1), (60, 30), (300, 1)]) for w in windows(i, ids[:n], given, 64)
+    ]
     todo.sort(key=lambda w: len(w.tokens))
     runner = NativeRunner.of(model, threads=2, blocks=12)
     expected = TorchRunner(model, blocks=12).log_likelihoods(todo, WIDE.vocab_size)
