@@ -22,7 +22,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The CPU build of PyTorch first, where the index has one: it is a tenth of the size of the CUDA build.
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+# Installing compiles the C++ kernels, where there is a compiler.
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml setup.py $(wildcard puna/kernels/native/*.cpp puna/kernels/native/*.h)
 	$(BIN)/python -m pip install -q -e ".[all]"
 	touch $@
 
