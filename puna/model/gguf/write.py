@@ -56,7 +56,7 @@ def write_gguf(model: Llama | StoredModel, tokenizer: Tokenizer | Vocabulary | N
     if kind not in KINDS:
         raise ConfigError(f"{kind!r} is not a kind of GGUF file written here", hint=f"give one of {', '.join(KINDS)}")
     out = Path(out)
-    settings = _settings(model.config, KINDS[kind][0], out.stem) | _vocabulary(tokenizer, model.config).settings()
+    settings = settings_of(model.config, KINDS[kind][0], out.stem) | _vocabulary(tokenizer, model.config).settings()
     tensors = {}
     for name, weight in weights_of(model).items():
         chosen = _type_of(name, weight.shape, kind, model.config)
@@ -78,7 +78,7 @@ def _vocabulary(tokenizer: Tokenizer | Vocabulary | None, config: LlamaConfig) -
     return tokenizer
 
 
-def _settings(config: LlamaConfig, file_type: int, name: str) -> dict[str, Any]:
+def settings_of(config: LlamaConfig, file_type: int, name: str) -> dict[str, Any]:
     llama = {
         "vocab_size": config.vocab_size,
         "context_length": config.context,
