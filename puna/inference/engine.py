@@ -95,7 +95,7 @@ class Engine:
         path: Path,
         *,
         threads: int | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: str = "cpu",
         dialog: str = "",
         cache_bytes: int | None = None,
@@ -105,7 +105,8 @@ class Engine:
     ) -> "Engine":
         """The engine for the model at `path`: ours, quantised or not, or of any format that `opening` knows.
 
-        `threads` sets PyTorch's number of threads for the whole process; None leaves it. `dialog` names the dialog format
+        `threads` sets PyTorch's number of threads for the whole process; None leaves it. `dtype` is what numbers are
+        computed with (`open_runner` says what None means). `dialog` names the dialog format
         (`formats.FORMATS`); by default the checkpoint says which. `settings` are those of the constructor. Raises
         `ArtifactError`, and `ConfigError` for a format that is none or not for this vocabulary.
         """

@@ -11,13 +11,15 @@ from puna.inference import cuda_runner
 from puna.inference.pool import KINDS, bytes_per_token, cache_blocks, memory_of
 from puna.inference.spans import BLOCK_TOKENS, Runner
 from puna.inference.torch_runner import TorchRunner
+from puna.model.convert import hf_name
 from puna.model.detect import kind_of
 from puna.model.llama import Llama
-from puna.model.opening import checkpoint_config, load_checkpoint
+from puna.model.opening import checkpoint_config, load_checkpoint, open_checkpoint
 from puna.model.sizes import LlamaConfig
 from puna.quant import load_quantised
 
 Choice = Literal["auto", "native", "cuda", "torch", "invariant"]
+_LARGE = 1_000_000_000  # parameters
 _said: set[str] = set()
 
 
@@ -57,7 +59,7 @@ def make_runner(
 def open_runner(
     path: Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str = "cpu",
     cache_bytes: int | None = None,
     kv: str = "model",
@@ -65,9 +67,11 @@ def open_runner(
 ) -> Runner:
     """What computes the checkpoint at `path`, of any format; numbers are computed with as `dtype`.
 
-    Like `make_runner`, without a model in memory between where the kernels take it. Raises `ArtifactError`.
+    None is bfloat16 for what was stored in 16 bits and has a billion parameters or more, else float32. Like
+    `make_runner`, without a model in memory between where the kernels take it. Raises `ArtifactError`.
     """
     _check(kv)
+    dtype = dtype or _usual_dtype(path)
     config, place = checkpoint_config(path), torch.device(device)
     if _usable("native", choice, place, lambda: _unfit(config, place)):
         from puna.inference.native import NativeRunner
@@ -77,6 +81,14 @@ def open_runner(
     model = load_quantised(path, dtype) if kind_of(path) == "quantised" else load_checkpoint(path, dtype)
     model = model.to(place).eval().requires_grad_(False)
     return make_runner(model, cache_bytes=cache_bytes, kv=kv, choice=choice)
+
+
+def _usual_dtype(path: Path) -> torch.dtype:
+    if kind_of(path) == "quantised":
+        return torch.float32
+    with open_checkpoint(path) as opened:
+        stored = opened.weights.form(hf_name("layers.0.feed_forward.w1.weight"))
+        return torch.bfloat16 if stored in ("BF16", "F16") and opened.config.parameters >= _LARGE else torch.float32
 
 
 def _check(kv: str) -> None:
