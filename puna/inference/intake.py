@@ -1,4 +1,4 @@
-"""A checkpoint straight into the kernels' form: no PyTorch model between, a few megabytes in hand at a time.
+"""A checkpoint straight into the kernels' form: no PyTorch model between, a few rows in hand at a time.
 
 Whatever the format, each matrix comes as numbers or as codes with scales, in Meta's row order:
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from puna.kernels import native
+from puna.model.checkpoint import WeightFiles
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.detect import kind_of
 from puna.model.gguf import GgufFile
@@ -25,6 +26,7 @@ from puna.model.gguf.blocks import BLOCKS, BlockType
 from puna.model.llama import Llama, rope_frequencies
 from puna.model.opening import open_checkpoint
 from puna.model.sizes import LlamaConfig
+from puna.model.tensorfile import DTYPES
 from puna.model.weights import Weights
 from puna.quant.gguf import packed_from_gguf
 from puna.quant.groups import Packed, dequantise_matrix
@@ -41,6 +43,7 @@ _MODULES = (
     "feed_forward.w3",
 )
 _BLOCK_TYPES = {kind.name: kind for kind in BLOCKS.values()}
+_AS_THEY_ARE = {"Q4_0": "int4", "Q8_0": "int8"}
 _PIECE_BYTES = 4 << 20
 
 
@@ -67,10 +70,11 @@ def open_source(path: Path, dtype: torch.dtype) -> Iterator[Source]:
             yield _Quantised(file, dtype)
     elif kind == "gguf":
         with GgufFile(path) as file:
-            yield _Gguf(file, dtype)
+            yield _Gguf(file.config, file, dtype)
     else:
         with open_checkpoint(path) as opened:
-            yield _Numbers(opened.config, opened.weights, dtype)
+            form = _Folder if isinstance(opened.weights, WeightFiles) else _Numbers
+            yield form(opened.config, opened.weights, dtype)
 
 
 def read_network(source: Source, threads: int) -> native.Network:
@@ -95,7 +99,7 @@ def in_memory(model: Llama) -> Source:
 
 
 class _Numbers:
-    """A folder of Hugging Face's or Meta's, or what of a GGUF file is not quantised."""
+    """A folder of Meta's: its rows are spread over shards, and come in pieces."""
 
     codes = False
 
@@ -113,33 +117,44 @@ class _Numbers:
         return made
 
 
+class _Folder(_Numbers):
+    """A folder of Hugging Face's: each matrix is one run of bytes."""
+
+    _weights: WeightFiles
+
+    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+        stored = _stored(self._weights, name, hf_name(name), self.config)
+        if stored.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return super().matrix(name, team)
+        return native.Matrix(_kind(self.dtype), *stored.shape).floats(team, stored)
+
+
 class _Gguf(_Numbers):
     """A GGUF file: rows are in Meta's order already."""
 
-    def __init__(self, file: GgufFile, dtype: torch.dtype):
-        super().__init__(file.config, file, dtype)
+    _weights: GgufFile
+
+    def __init__(self, config: LlamaConfig, weights: GgufFile, dtype: torch.dtype):
+        super().__init__(config, weights, dtype)
         self.codes = self._type("layers.0.feed_forward.w1.weight").parts is not None
 
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
         kind = self._type(name)
-        if kind.parts is None:
-            return super().matrix(name, team)
         rows, columns = self._weights.shape(hf_name(name))
-        as_they_are = {"Q4_0": "int4", "Q8_0": "int8"}.get(kind.name)
-        made = native.Matrix(as_they_are, rows, columns, 32) if as_they_are else None
-        for start, raw in self._raw(name, rows, columns // kind.weights * kind.bytes):
-            if as_they_are:
-                made.blocks(team, raw, start)
-                continue
-            packed = packed_from_gguf(kind, raw)
+        row_bytes = columns // kind.weights * kind.bytes
+        if kind.parts is None:
+            stored = native.Stored(*self._weights.place(hf_name(name)), (rows, columns), kind.plain)
+            return native.Matrix(_kind(self.dtype), rows, columns).floats(team, stored)
+        if kind.name in _AS_THEY_ARE:
+            blocks = native.Stored(*self._weights.place(hf_name(name)), (rows, row_bytes), torch.uint8)
+            return native.Matrix(_AS_THEY_ARE[kind.name], rows, columns, 32).blocks(team, blocks)
+        made = None
+        step = max(16, _PIECE_BYTES // row_bytes // 16 * 16)
+        for start in range(0, rows, step):
+            packed = packed_from_gguf(kind, self._weights.packed(hf_name(name), start, min(rows, start + step)))
             made = made or _empty(packed, rows)
             made.codes(team, packed.codes, packed.scales, packed.offsets, start)
         return made
-
-    def _raw(self, name: str, rows: int, row_bytes: int) -> Iterator[tuple[int, Tensor]]:
-        step = max(1, _PIECE_BYTES // row_bytes)
-        for start in range(0, rows, step):
-            yield start, self._weights.packed(hf_name(name), start, min(rows, start + step))
 
     def _type(self, name: str) -> BlockType:
         return _BLOCK_TYPES[self._weights.form(hf_name(name))]
@@ -157,7 +172,20 @@ class _Quantised:
         return self._file.weight(name).float()
 
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
-        return _take(self._file.weight(name), team, self.dtype)
+        form, parts = self._file.parts(name)
+        if form.bits not in (4, 8) or form.group_size % 16:
+            return _take(self._file.weight(name), team, self.dtype)
+        stored = [_stored(self._file.files, name, part, self.config) for part in parts]
+        rows, columns = self.config.shapes()[name]
+        made = native.Matrix(f"int{form.bits}", rows, columns, form.group_size, len(parts) > 2)
+        return made.codes(team, *stored)
+
+
+def _stored(files: WeightFiles, name: str, part: str, config: LlamaConfig) -> native.Stored:
+    """Where a tensor of the matrix `name` lies in a folder that has Hugging Face's row order."""
+    shape = files.shape(part)
+    order = to_meta_rows(torch.arange(shape[0]), config.head_dim) if is_rotary(name) else None
+    return native.Stored(*files.place(part), shape, DTYPES[files.form(part)], order)
 
 
 class _Modules:

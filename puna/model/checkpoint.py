@@ -153,6 +153,10 @@ class WeightFiles:
         """How its numbers are stored: `F32`, `BF16`, …"""
         return NAMES[self._home[name].entries[name].dtype]
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor's bytes lie: a file descriptor, open as long as this is, and the first byte."""
+        return self._home[name].place(name)
+
     def read(self, name: str) -> Tensor:
         """A whole tensor, as stored."""
         return self._home[name].read(name)

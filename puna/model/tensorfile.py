@@ -92,6 +92,10 @@ class TensorFile:
         stop = entry.shape[0] if stop is None else min(stop, entry.shape[0])
         return self._take(entry.begin + start * entry.row_bytes, entry.dtype, (stop - start, *entry.shape[1:]))
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor's bytes lie, for who reads them itself: a file descriptor and the first byte."""
+        return self._file.fileno(), self.entries[name].begin
+
     def _take(self, begin: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         taken = torch.empty(shape, dtype=dtype)
         if taken.numel():

@@ -19,12 +19,14 @@ from puna.model.checkpoint import CONFIG, QUANTISED, WeightFiles, empty_model, l
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
-from puna.quant.forms import UNQUANTISED, QuantConfig
+from puna.model.tensorfile import NAMES
+from puna.quant.forms import UNQUANTISED, Form, QuantConfig
 from puna.quant.groups import Packed, code_dtype, dequantise_matrix
 from puna.quant.modules import QuantEmbedding, QuantLinear, QuantMatrix
 from puna.quant.parts import part_names, part_shapes
 
 EXPAND_BELOW = 1 << 30  # bytes
+NUMBERS = Form(bits=UNQUANTISED)
 
 
 def is_quantised(path: Path) -> bool:
@@ -79,19 +81,29 @@ class QuantisedFile:
     def __exit__(self, *_: object) -> None:
         self.files.__exit__()
 
+    def parts(self, name: str) -> tuple[Form, tuple[str, ...]]:
+        """How a matrix is stored, and the tensors in `files` that stand for it: codes, scales and perhaps offsets.
+
+        A norm, or a matrix that was not quantised, is one tensor of numbers.
+        """
+        form = NUMBERS if name.endswith("norm.weight") else self.quant.form_of(name)
+        names = part_names(hf_name(name), form)
+        if form.bits != UNQUANTISED:
+            wanted = [NAMES[code_dtype(form.bits)], *["F16"] * (len(names) - 1)]
+            found = [self.files.form(part) for part in names]
+            if found != wanted:
+                what = f"{self.files.path}: {hf_name(name)} is stored as {' and '.join(found)}"
+                raise ArtifactError(what, hint="config.json and the weights do not belong together")
+        return form, names
+
     def weight(self, name: str) -> Tensor | Packed:
         """A norm, a matrix that was not quantised, or the codes of one that was."""
-        plain = name.endswith("norm.weight") or self.quant.bits_of(name) == UNQUANTISED
-        return self._ordered(name, self.files.read(hf_name(name))) if plain else self._packed(name, self._widths[name])
-
-    def _packed(self, name: str, columns: int) -> Packed:
-        form = self.quant.form_of(name)
-        parts = (self._ordered(name, self.files.read(part)) for part in part_names(hf_name(name), form))
-        codes, scales, *offsets = parts
-        if codes.dtype != code_dtype(form.bits) or any(t.dtype != torch.float16 for t in (scales, *offsets)):
-            found = f"{self.files.path}: {hf_name(name)} is stored as {codes.dtype} with {scales.dtype}"
-            raise ArtifactError(found, hint="config.json and the weights do not belong together")
-        return Packed(codes, scales, columns, form.bits, form.group_size, offsets[0] if offsets else None)
+        form, names = self.parts(name)
+        first, *rest = (self._ordered(name, self.files.read(part)) for part in names)
+        if form.bits == UNQUANTISED:
+            return first
+        scales, offsets = rest[0], rest[1] if len(rest) > 1 else None
+        return Packed(first, scales, self._widths[name], form.bits, form.group_size, offsets)
 
     def _ordered(self, name: str, rows: Tensor) -> Tensor:
         return to_meta_rows(rows, self.config.head_dim) if is_rotary(name) else rows

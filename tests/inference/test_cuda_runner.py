@@ -204,7 +204,7 @@ def test_a_step_that_no_captured_room_holds_is_read_all_the_same():
 
 
 def test_asked_for_without_a_gpu_it_says_why_not():
-    with pytest.raises(ConfigError, match="GPU kernels cannot be used: the model is on cpu"):
+    with pytest.raises(ConfigError, match="cuda kernels cannot be used: the model is on cpu"):
         make_runner(random_model(), choice="cuda")
 
 

@@ -100,7 +100,7 @@ def test_biases_and_forms_reach_the_engine(engine, client):
 
 def test_an_engine_that_is_full_is_a_server_that_is_busy(engine, client):
     tokenizer = engine.tokenizer
-    full = Engine(engine.model, tokenizer, slots=1, queue=0)
+    full = Engine(engine._runner, tokenizer, slots=1, queue=0)
     held = full.stream(Request(prompt="a", sampling=Sampling(max_tokens=200, ignore_end=True)))
     next(held)
     connected = client(full)

@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
+_FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
 _SIGNATURES = {
     "puna_instructions": (c_char_p, ()),
     "puna_choose": (c_int, (c_char_p,)),
@@ -39,9 +41,10 @@ _SIGNATURES = {
     "puna_matrix": (c_void_p, (c_int, c_int, c_int64, c_int64, c_int64)),
     "puna_matrix_free": (None, (c_void_p,)),
     "puna_matrix_bytes": (c_int64, (c_void_p,)),
-    "puna_matrix_floats": (None, (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int)),
-    "puna_matrix_codes": (None, (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p)),
-    "puna_matrix_blocks": (None, (c_void_p, c_void_p, c_int64, c_int64, c_void_p)),
+    "puna_matrix_floats": (c_int, (*_FILL, c_void_p, c_int)),
+    "puna_matrix_codes": (c_int, (*_FILL, c_void_p)),
+    "puna_matrix_scales": (c_int, (*_FILL, c_void_p, c_int)),
+    "puna_matrix_blocks": (c_int, _FILL),
     "puna_embed": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
     "puna_multiply": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
     "puna_rms_norm": (None, (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
@@ -153,6 +156,20 @@ class Team(_Owned):
         super().__init__(_call("puna_team", threads), "threads")
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A matrix's rows in an open file, read by the team's threads themselves: no copy of it in between.
+
+    Row r of the matrix is row `order`[r] in the file; None is the file's own order.
+    """
+
+    file: int  # a descriptor, open for reading
+    begin: int  # bytes before row 0
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    order: Tensor | None = None  # (rows,) int64
+
+
 class Matrix(_Owned):
     """Weights (rows, columns) of one kind: "float32", "bfloat16", "int8" or "int4"; integers with a group's size.
 
@@ -170,31 +187,50 @@ class Matrix(_Owned):
     def bytes(self) -> int:
         return _call("puna_matrix_bytes", self.pointer)
 
-    def floats(self, team: "Team | Borrowed", weight: Tensor, first: int = 0) -> "Matrix":
+    def floats(self, team: "Team | Borrowed", weight: Tensor | Stored, first: int = 0) -> "Matrix":
         """Take `weight` (n, columns), of any float type, as rows `first`, …; converted if need be."""
-        weight = (weight if weight.dtype in _SOURCES else weight.float()).detach().contiguous()
-        assert weight.shape[1] == self.columns and first + len(weight) <= self.rows
-        source = _SOURCES[weight.dtype]
-        _call("puna_matrix_floats", team.pointer, self.pointer, first, len(weight), _at(weight), source)
-        return self
+        if isinstance(weight, Tensor):
+            weight = weight if weight.dtype in _SOURCES else weight.float()
+        return self._fill("floats", team, weight, self.columns, first, _SOURCES[weight.dtype])
 
     def codes(
-        self, team: "Team | Borrowed", codes: Tensor, scales: Tensor, offsets: Tensor | None = None, first: int = 0
+        self,
+        team: "Team | Borrowed",
+        codes: Tensor | Stored,
+        scales: Tensor | Stored,
+        offsets: Tensor | Stored | None = None,
+        first: int = 0,
     ) -> "Matrix":
         """Take quantised rows: signed codes (n, columns) int8, or two to a byte (n, columns / 2) uint8; scales and
         offsets (n, groups) float16."""
-        codes, scales = codes.contiguous(), scales.contiguous()
-        offsets = None if offsets is None else offsets.contiguous()
-        width = self.columns if self.kind == "int8" else -(-self.columns // 2)
-        assert codes.shape[1] == width and scales.shape == (len(codes), -(-self.columns // self.group))
-        at = (_at(codes), codes.shape[1], _at(scales, torch.float16), _at(offsets, torch.float16))
-        _call("puna_matrix_codes", team.pointer, self.pointer, first, len(codes), *at)
+        self._fill("codes", team, codes, self.columns if self.kind == "int8" else -(-self.columns // 2), first)
+        groups = -(-self.columns // self.group)
+        for kind, numbers in enumerate((scales, offsets)):
+            if numbers is not None:
+                assert numbers.dtype == torch.float16
+                self._fill("scales", team, numbers, groups, first, kind)
         return self
 
-    def blocks(self, team: "Team | Borrowed", data: Tensor, first: int = 0) -> "Matrix":
+    def blocks(self, team: "Team | Borrowed", data: Tensor | Stored, first: int = 0) -> "Matrix":
         """Take rows of GGUF's Q4_0 or Q8_0 blocks as they lie in the file, (n, bytes of a row) uint8."""
-        assert self.group == 32 and data.shape[1] == self.columns // 32 * (18 if self.kind == "int4" else 34)
-        _call("puna_matrix_blocks", team.pointer, self.pointer, first, len(data), _at(data, torch.uint8))
+        assert self.group == 32
+        return self._fill("blocks", team, data, self.columns // 32 * (18 if self.kind == "int4" else 34), first)
+
+    def _fill(
+        self, what: str, team: "Team | Borrowed", data: Tensor | Stored, width: int, first: int, *more: int
+    ) -> "Matrix":
+        rows, columns = data.shape
+        assert columns == width and first % 16 == 0 and first + rows <= self.rows
+        order = None
+        if isinstance(data, Stored):
+            source = (None, data.file, data.begin)
+            order = None if data.order is None else data.order.contiguous()
+        else:
+            data = data.detach().contiguous()
+            source = (_at(data), 0, 0)
+        ordered = () if what == "blocks" else (_at(order, torch.int64),)
+        if not _call(f"puna_matrix_{what}", team.pointer, self.pointer, first, rows, *source, *ordered, *more):
+            raise OSError("the file ended while its weights were read")
         return self
 
     def multiply(self, team: "Team | Borrowed", x: Tensor) -> Tensor:

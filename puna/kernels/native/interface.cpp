@@ -2,8 +2,10 @@
 // Nothing here checks shapes; the Python side does (`native.py`).
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <new>
 #include <string>
@@ -14,12 +16,10 @@ using namespace puna;
 
 namespace {
 
-uint8_t* reserve(size_t bytes) {  // zeros; pages come when they are touched
+// Zeros; pages come when they are touched. Small pages: large ones made decoding no faster and loading three times slower.
+uint8_t* reserve(size_t bytes) {
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return nullptr;
-#if defined(MADV_HUGEPAGE)
-    if (bytes >= 4u << 20) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
     return (uint8_t*)p;
 }
 
@@ -50,78 +50,146 @@ float value(const void* data, int source, int64_t i) {
     return x;
 }
 
-void place_floats(const Matrix& w, int64_t row, const void* data, int source, int64_t from) {
+// Sixteen rows are placed together: what they have at one place of a row becomes one line of 64 bytes.
+typedef uint32_t Line __attribute__((vector_size(64)));
+
+struct Rows16 {
+    const uint8_t* row[LANES];  // where each row's data begins; absent rows repeat the first
+    int count;
+
+    Line at(int64_t offset) const {
+        uint32_t four[LANES];
+        for (int l = 0; l < LANES; l++) memcpy(four + l, row[l] + offset, 4);
+        Line line;
+        memcpy(&line, four, 64);
+        return line;
+    }
+};
+
+void put(uint8_t* to, const Line& line, int count) { memcpy(to, &line, 4 * count); }
+
+uint8_t* block_of(const Matrix& w, int64_t row) {
+    return w.data + row / CHUNK * w.chunk_bytes() + row % CHUNK / LANES * w.block_bytes();
+}
+
+void place_floats(const Matrix& w, int64_t row, const uint8_t* data, int source) {
     uint8_t* chunk = w.data + row / CHUNK * w.chunk_bytes() + row % CHUNK * 4;
     for (int64_t i = 0; i < w.columns; i++) {
         if (w.kind == FLOAT) {
-            const float x = value(data, source, from + i);
+            const float x = value(data, source, i);
             memcpy(chunk + i * 256, &x, 4);
         } else {
-            const uint16_t x = source == FROM_BRAIN ? ((const uint16_t*)data)[from + i] : to_brain(value(data, source, from + i));
+            const uint16_t x = source == FROM_BRAIN ? ((const uint16_t*)data)[i] : to_brain(value(data, source, i));
             memcpy(chunk + i / 2 * 256 + i % 2 * 2, &x, 2);
         }
     }
 }
 
-// One row of codes as they lie on disk: 8-bit signed, or two of 4 bits to a byte, even columns low.
-void place_codes(const Matrix& w, int64_t row, const uint8_t* codes) {
-    const int64_t lane = row % LANES;
-    uint8_t* to = w.data + row / CHUNK * w.chunk_bytes() + row % CHUNK / LANES * w.block_bytes() + w.scale_bytes() + lane * 4;
+// Numbers of 16 neighbouring rows, the first a multiple of 16; those that need no conversion go line by line.
+void place_floats(const Matrix& w, int64_t first, const Rows16& rows, int source) {
+    const bool as_they_are = w.kind == FLOAT ? source == FROM_FLOAT : source == FROM_BRAIN && w.columns % 2 == 0;
+    if (!as_they_are) {
+        for (int l = 0; l < rows.count; l++) place_floats(w, first + l, rows.row[l], source);
+        return;
+    }
+    uint8_t* to = w.data + first / CHUNK * w.chunk_bytes() + first % CHUNK * 4;
+    for (int64_t step = 0; step < w.steps(); step++, to += 256) put(to, rows.at(4 * step), rows.count);
+}
+
+// Codes as they lie on disk: 8-bit signed, or two of 4 bits to a byte, even columns low.
+void place_codes(const Matrix& w, int64_t first, const Rows16& rows) {
+    uint8_t* to = block_of(w, first) + w.scale_bytes();
+    const int64_t bytes = w.kind == INT8 ? w.columns : (w.columns + 1) / 2, whole = bytes / 4 * 4;
     if (w.kind == INT8) {
-        for (int64_t i = 0; i < w.columns; i++) to[i / 4 * 64 + i % 4] = codes[i] ^ 0x80;
+        for (int64_t i = 0; i < whole; i += 4, to += 64) put(to, rows.at(i) ^ 0x80808080u, rows.count);
+        for (int64_t i = whole; i < bytes; i++)
+            for (int l = 0; l < rows.count; l++) to[4 * l + i - whole] = rows.row[l][i] ^ 0x80;
         return;
     }
     // 8 columns of a row are 4 bytes there, and 4 bytes of a lane here: steps 2j (low halves) and 2j + 1 (high halves).
-    int64_t i = 0;
-    for (; i + 8 <= w.columns; i += 8, to += 64, codes += 4) {
-        uint32_t x;
-        memcpy(&x, codes, 4);
-        x ^= 0x88888888u;  // signed codes become codes + 8
-        // nibbles n0 n1 | n2 n3 | n4 n5 | n6 n7 (low first) -> bytes (n0, n4) (n1, n5) (n2, n6) (n3, n7)
-        const uint32_t low = (x & 0xf) | (x & 0xf0) << 4 | (x & 0xf00) << 8 | (x & 0xf000) << 12;
-        const uint32_t y = x >> 16;
-        const uint32_t high = (y & 0xf) | (y & 0xf0) << 4 | (y & 0xf00) << 8 | (y & 0xf000) << 12;
-        const uint32_t both = low | high << 4;
-        memcpy(to, &both, 4);
+    // Nibbles n0 n1 | n2 n3 | n4 n5 | n6 n7 (low first) -> bytes (n0, n4) (n1, n5) (n2, n6) (n3, n7)
+    for (int64_t i = 0; i < whole; i += 4, to += 64) {
+        const Line x = rows.at(i) ^ 0x88888888u, y = x >> 16;  // signed codes become codes + 8
+        const Line low = (x & 0xf) | (x & 0xf0) << 4 | (x & 0xf00) << 8 | (x & 0xf000) << 12;
+        const Line high = (y & 0xf) | (y & 0xf0) << 4 | (y & 0xf00) << 8 | (y & 0xf000) << 12;
+        put(to, low | high << 4, rows.count);
     }
-    for (int64_t j = 0; i + j < w.columns; j++) {
-        const int code = ((codes[j / 2] >> (j % 2 * 4)) & 15) ^ 8;
-        to[j % 4] |= (uint8_t)(code << (j / 4 * 4));
-    }
+    for (int l = 0; l < rows.count; l++)
+        for (int64_t i = 2 * whole; i < w.columns; i++) {
+            const int j = (int)(i - 2 * whole), code = ((rows.row[l][i / 2] >> (i % 2 * 4)) & 15) ^ 8;
+            to[4 * l + j % 4] |= (uint8_t)(code << (j / 4 * 4));
+        }
 }
 
-void place_blocks(const Matrix& w, int64_t row, const uint8_t* from, int64_t groups, int64_t bytes) {
-    uint8_t* block = w.data + row / CHUNK * w.chunk_bytes() + row % CHUNK / LANES * w.block_bytes();
-    uint16_t* scales = (uint16_t*)block + row % LANES;
-    uint8_t* to = block + w.scale_bytes() + row % LANES * 4;
-    for (int64_t g = 0; g < groups; g++, from += bytes) {
-        memcpy(scales + g * LANES, from, 2);
-        if (w.kind == INT8) {
-            for (int j = 0; j < 8; j++, to += 64) {
-                uint32_t four;
-                memcpy(&four, from + 2 + 4 * j, 4);
-                four ^= 0x80808080u;
-                memcpy(to, &four, 4);
-            }
-            continue;
-        }
-        uint32_t q[4];  // weight i < 16 is the low half of byte i, the other sixteen are the high halves
-        memcpy(q, from + 2, 16);
-        for (int j = 0; j < 4; j++, to += 64) {
-            const uint32_t even = q[j % 2 * 2] >> (j / 2 * 4) & 0x0f0f0f0f, odd = q[j % 2 * 2 + 1] >> (j / 2 * 4) & 0x0f0f0f0f;
-            const uint32_t both = even | odd << 4;
-            memcpy(to, &both, 4);
-        }
-    }
+void place_scales(const Matrix& w, int64_t row, const uint8_t* scales, bool offsets) {
+    uint16_t* to = (uint16_t*)block_of(w, row) + row % LANES + (offsets ? w.groups() * LANES : 0);
+    for (int64_t g = 0; g < w.groups(); g++) memcpy(to + g * LANES, scales + 2 * g, 2);
 }
 
-void place_scales(const Matrix& w, int64_t row, const uint16_t* scales, const uint16_t* offsets) {
-    uint8_t* block = w.data + row / CHUNK * w.chunk_bytes() + row % CHUNK / LANES * w.block_bytes();
-    uint16_t* to = (uint16_t*)block + row % LANES;
+// GGUF's blocks of 32 weights (`blocks.py`): a float16 scale, then 32 signed bytes or 16 bytes of nibbles.
+void place_blocks(const Matrix& w, int64_t first, const Rows16& rows) {
+    const int64_t bytes = w.kind == INT4 ? 18 : 34;
+    uint8_t* to = block_of(w, first) + w.scale_bytes();
     for (int64_t g = 0; g < w.groups(); g++) {
-        to[g * LANES] = scales[g];
-        if (offsets) to[(w.groups() + g) * LANES] = offsets[g];
+        const int64_t at = g * bytes;
+        if (w.kind == INT8) {
+            for (int j = 0; j < 8; j++, to += 64) put(to, rows.at(at + 2 + 4 * j) ^ 0x80808080u, rows.count);
+        } else {  // weight i < 16 is the low half of byte i, the other sixteen are the high halves
+            const Line q[4] = {rows.at(at + 2), rows.at(at + 6), rows.at(at + 10), rows.at(at + 14)};
+            for (int j = 0; j < 4; j++, to += 64) {
+                const Line even = q[j % 2 * 2] >> (j / 2 * 4), odd = q[j % 2 * 2 + 1] >> (j / 2 * 4);
+                put(to, (even & 0x0f0f0f0f) | (odd & 0x0f0f0f0f) << 4, rows.count);
+            }
+        }
+        uint16_t* scales = (uint16_t*)block_of(w, first) + g * LANES;
+        for (int l = 0; l < rows.count; l++) memcpy(scales + l, rows.row[l] + at, 2);
     }
+}
+
+// Where rows come from: memory, or a file that is read 16 rows at a time. Row r of the matrix is row order[r] there.
+struct Rows {
+    const uint8_t* memory;
+    int file;
+    int64_t begin, bytes;  // where row 0 lies, and bytes of a row
+    const int64_t* order;
+
+    bool take(int64_t first, int count, std::vector<uint8_t>& room, Rows16& rows) const {
+        rows.count = count;
+        if (!memory) room.resize(LANES * bytes);
+        if (!memory && !order && !read(first, count, room.data())) return false;
+        for (int l = 0; l < LANES; l++) {
+            const int64_t r = order ? order[first + (l < count ? l : 0)] : first + (l < count ? l : 0);
+            if (memory) rows.row[l] = memory + r * bytes;
+            else rows.row[l] = room.data() + (l < count ? l : 0) * bytes;
+            if (!memory && order && l < count && !read(r, 1, room.data() + l * bytes)) return false;
+        }
+        return true;
+    }
+
+    bool read(int64_t row, int64_t count, uint8_t* to) const {
+        for (int64_t done = 0; done < count * bytes;) {
+            const ssize_t n = pread(file, to + done, count * bytes - done, begin + row * bytes + done);
+            if (n <= 0) return false;
+            done += n;
+        }
+        return true;
+    }
+};
+
+// place(first, rows) for every 16 rows of w from `first` on; false if a file ended.
+template <typename Place>
+bool each16(Team* team, int64_t rows, const Rows& source, const Place& place) {
+    std::atomic<bool> whole{true};
+    team->run(1, [&](int) {
+        std::vector<uint8_t> room;
+        team->each(0, (rows + LANES - 1) / LANES, [&](int64_t b) {
+            Rows16 taken;
+            const int count = (int)std::min<int64_t>(LANES, rows - b * LANES);
+            if (!source.take(b * LANES, count, room, taken)) whole = false;
+            else place(b * LANES, taken);
+        });
+    });
+    return whole;
 }
 
 }  // namespace
@@ -155,37 +223,29 @@ API void puna_matrix_free(Matrix* w) {
     delete w;
 }
 API int64_t puna_matrix_bytes(const Matrix* w) { return (int64_t)w->mapped; }
-API void puna_matrix_floats(Team* team, Matrix* w, int64_t first, int64_t rows, const void* data, int source) {
-    team->run(1, [&](int) {
-        team->each(0, (rows + 15) / 16, [&](int64_t b) {
-            for (int64_t r = b * 16; r < std::min(rows, b * 16 + 16); r++)
-                place_floats(*w, first + r, data, source, r * w->columns);
-        });
+// Each of these takes n rows for w's rows from `first` on, a multiple of 16: from `data`, or, if that is null, from `file`
+// at `begin`. `order` (n) says which row there is which row here; null: the same. False if the file ended.
+API int puna_matrix_floats(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,
+                           const int64_t* order, int source) {
+    const Rows rows{data, file, begin, w->columns * (source == FROM_FLOAT ? 4 : 2), order};
+    return each16(team, n, rows, [&](int64_t row, const Rows16& r) { place_floats(*w, first + row, r, source); });
+}
+API int puna_matrix_codes(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,
+                          const int64_t* order) {
+    const Rows rows{data, file, begin, w->kind == INT8 ? w->columns : (w->columns + 1) / 2, order};
+    return each16(team, n, rows, [&](int64_t row, const Rows16& r) { place_codes(*w, first + row, r); });
+}
+API int puna_matrix_scales(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,
+                           const int64_t* order, int offsets) {
+    const Rows rows{data, file, begin, w->groups() * 2, order};
+    return each16(team, n, rows, [&](int64_t row, const Rows16& r) {
+        for (int l = 0; l < r.count; l++) place_scales(*w, first + row + l, r.row[l], offsets);
     });
 }
-API void puna_matrix_codes(Team* team, Matrix* w, int64_t first, int64_t rows, const uint8_t* codes, int64_t code_stride,
-                           const uint16_t* scales, const uint16_t* offsets) {
-    const int64_t groups = w->groups();
-    team->run(1, [&](int) {
-        team->each(0, (rows + 15) / 16, [&](int64_t b) {
-            for (int64_t r = b * 16; r < std::min(rows, b * 16 + 16); r++) {
-                place_codes(*w, first + r, codes + r * code_stride);
-                place_scales(*w, first + r, scales + r * groups, offsets ? offsets + r * groups : nullptr);
-            }
-        });
-    });
-}
-// Rows of GGUF's own blocks of 32 weights (`blocks.py`): Q4_0 into 4-bit codes, Q8_0 into 8-bit ones, groups of 32.
-API void puna_matrix_blocks(Team* team, Matrix* w, int64_t first, int64_t rows, const uint8_t* data) {
-    const int64_t groups = w->groups(), bytes = w->kind == INT4 ? 18 : 34;
-    team->run(1, [&](int) {
-        team->each(0, (rows + 15) / 16, [&](int64_t b) {
-            for (int64_t r = b * 16; r < std::min(rows, b * 16 + 16); r++) {
-                const uint8_t* from = data + r * groups * bytes;
-                place_blocks(*w, first + r, from, groups, bytes);
-            }
-        });
-    });
+// Rows of GGUF's own blocks: Q4_0 for 4-bit codes, Q8_0 for 8-bit ones, in groups of 32.
+API int puna_matrix_blocks(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin) {
+    const Rows rows{data, file, begin, w->groups() * (w->kind == INT4 ? 18 : 34), nullptr};
+    return each16(team, n, rows, [&](int64_t row, const Rows16& r) { place_blocks(*w, first + row, r); });
 }
 API void puna_embed(const Matrix* w, const int64_t* rows, int64_t count, float* out) {
     for (int64_t i = 0; i < count; i++) operations().embed(*w, rows[i], out + i * w->columns);

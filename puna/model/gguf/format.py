@@ -130,6 +130,10 @@ class Container:
         values = info.kind.decode(raw.view(-1, info.kind.bytes))
         return values.reshape(len(raw), *info.shape[1:]) if len(info.shape) > 1 else values.reshape(info.shape)
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor's bytes lie: a file descriptor, open as long as this is, and the first byte."""
+        return self._file.fileno(), self.tensors[name].begin
+
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows `start` to `stop` of a tensor as they are packed, uint8 (rows, bytes)."""
         info = self.tensors[name]
