@@ -39,9 +39,7 @@ CONFIG = "config.json"
 QUANTISED = "puna_quantisation"  # the block of config.json that says how weights were made smaller
 _SHARD = re.compile(r"[\w. +-]{1,200}\.safetensors")  # the name of a file beside the index, and no path
 _MOST_JSON_BYTES = 16 << 20  # of a file that describes a model; the index of the 405B model has 0.1 million
-# Read at a time. Larger pieces come and go between tensors that stay, and the holes that they leave in the allocator's heap add
-# up: to a third of a model that is gathered for one of Meta's files with 16 MB, to a thirtieth with 1 MB.
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 4 << 20  # read at a time: what loading needs beside the model itself
 _FORMS = ("F32", "BF16", "F16", "F64")
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _INDEX_HINT = "the files and their index do not belong together: fetch the model again"
