@@ -4,6 +4,8 @@ Writers take a model or a `StoredModel` and ask `weights_of` for its weights, by
 model these are its parameters. Of a checkpoint each is read when it is its turn, a few megabytes at a time.
 """
 
+import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,11 +43,7 @@ class Weight:
         first = next(pieces)
         if first.shape == self.shape:
             return first.to("cpu", dtype)
-        try:
-            made, start = torch.empty(self.shape, dtype=dtype), 0
-        except (RuntimeError, MemoryError):
-            size = f"{torch.Size(self.shape).numel() * dtype.itemsize / 1e9:,.1f} GB"
-            raise PunaError(f"there is no memory for a tensor of {size}", hint="convert on a larger machine") from None
+        made, start = _room(self.shape, dtype), 0
         while first is not None:
             made[start : start + len(first)] = first
             start += len(first)
@@ -77,3 +75,17 @@ def weights_of(model: Llama | StoredModel) -> dict[str, Weight]:
         return {n: Weight(s, lambda n=n: model.pieces(n)) for n, s in model.config.shapes().items()}
     parameters = ((name, weight.detach()) for name, weight in model.named_parameters())
     return {name: Weight(tuple(weight.shape), lambda w=weight: iter([w])) for name, weight in parameters}
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in pages of its own.
+
+    In the heap, tensors that stay would stand between the pieces that come and go, which leaves holes: up to a third of a
+    model that is gathered for one file. Raises `PunaError` where there is no memory for it.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
+    except (OSError, MemoryError, OverflowError):
+        hint = "convert on a larger machine"
+        raise PunaError(f"there is no memory for a tensor of {size / 1e9:,.1f} GB", hint=hint) from None

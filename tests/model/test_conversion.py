@@ -108,6 +108,7 @@ from pathlib import Path
 from puna.model.conversion import convert
 # Of this program alone; what getrusage tells begins with the memory of the process that started it.
 peak = lambda: next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
+convert(Path(sys.argv[5]), Path(sys.argv[5] + "-out"), sys.argv[3], sys.argv[4])  # loads what is loaded on first use
 before = peak()
 convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])
 print(peak() - before)
@@ -124,8 +125,9 @@ def test_converting_takes_no_more_memory_than_the_target_is_large(tmp_path, to, 
         for weight in model.parameters():
             weight.zero_()
     save_model(model, None, tmp_path / "source")
+    save_model(Llama(SHAPE).init_weights(0), None, tmp_path / "tiny")
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tmp_path / "source"), str(tmp_path / "out"), to, form],
+        [sys.executable, "-c", PEAK, str(tmp_path / "source"), str(tmp_path / "out"), to, form, str(tmp_path / "tiny")],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     out = tmp_path / "out"
