@@ -27,7 +27,7 @@ from puna.model.gguf.vocabulary import Vocabulary, from_tokenizer
 from puna.model.meta import write_meta
 from puna.model.opening import checkpoint_tokenizer, open_checkpoint
 from puna.model.sizes import LlamaConfig
-from puna.model.stored import StoredModel
+from puna.model.stored import StoredModel, give_back_at_once
 from puna.tokenizer.bpe import MODEL_FILE, SPECIALS, Tokenizer, write_ranks
 from puna.tokenizer.carry import FILES, TEMPLATE_FILE, carry, chat_template, has_tokenizer
 from puna.tokenizer.export import CHAT_TEMPLATE
@@ -56,6 +56,7 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
     # Quantised kinds are made from what the source holds exactly; bfloat16 would be rounded twice.
     out.parent.mkdir(parents=True, exist_ok=True)
     carried = source if tokenizer is not None and source.is_dir() else tokenizer
+    give_back_at_once()
     with open_checkpoint(source) as opened, _taking_its_name(out) as made:
         for note in opened.notes:
             log.info(note)

@@ -4,9 +4,11 @@ Writers take a model or a `StoredModel` and ask `weights_of` for its weights, by
 model these are its parameters. Of a checkpoint each is read when it is its turn, a few megabytes at a time.
 """
 
+import ctypes
 import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,6 +77,18 @@ def weights_of(model: Llama | StoredModel) -> dict[str, Weight]:
         return {n: Weight(s, lambda n=n: model.pieces(n)) for n, s in model.config.shapes().items()}
     parameters = ((name, weight.detach()) for name, weight in model.named_parameters())
     return {name: Weight(tuple(weight.shape), lambda w=weight: iter([w])) for name, weight in parameters}
+
+
+def give_back_at_once() -> None:
+    """From now on, memory of 128 KB or more goes back to the system when it is freed, and leaves no hole in the heap.
+
+    So it is at first; but glibc raises its limit when such a block is freed, and then pieces of a megabyte that come and
+    go, among tensors that stay, leave holes of a third of a model (M_MMAP_THRESHOLD in mallopt(3)). Elsewhere this does
+    nothing.
+    """
+    mmap_threshold = -3
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(mmap_threshold, 128 << 10)
 
 
 def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
