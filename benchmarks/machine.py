@@ -1,7 +1,8 @@
-"""What every result says of where it was measured: the revision and the processor."""
+"""What every result says of where it came from: the command, the revision and the processor."""
 
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 
@@ -22,3 +23,10 @@ def processor() -> str:
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
+
+
+def command() -> str:
+    """The command that runs, but for where it writes: that changes no result."""
+    words = sys.argv[1:]
+    kept = [w for before, w in zip(["", *words], words) if "--out" not in (before, w)]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])

@@ -66,18 +66,56 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
     min_p: float = 0.0  # keep tokens with at least this share of the likeliest token's probability
+    repetition_penalty: float = 1.0  # divides the logits of tokens that the prompt or the answer has
+    presence_penalty: float = 0.0  # taken from the logit of each token that the answer has
+    frequency_penalty: float = 0.0  # the same, once for each time that it has it
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
     seed: int = 0
     max_tokens: int = 256
+    min_tokens: int = 0  # no end token is drawn before
+    ignore_end: bool = False  # no end token is drawn at all: for measurements
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # how many likeliest tokens to report beside each drawn one; None reports nothing
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """A form that an answer must have: `text` is a JSON schema, a regular expression, or a grammar in Lark's notation."""
+
+    kind: Literal["json", "regex", "grammar"]
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Something to be answered: a dialog (rendered in the model's chat format) or a raw `prompt` to continue."""
+    """Something to be answered: a dialog (rendered in the model's chat format) or a raw `prompt` to continue.
+
+    Several answers to one prompt are several requests with seeds of their own; the prompt is read once for all.
+    Only requests of one `owner` share what was read: others cannot find out by the time it takes what somebody asked.
+    Higher `priority` goes first. `adapter` names a LoRA adapter that the generator has loaded.
+    """
 
     dialog: Dialog = ()
     prompt: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    structure: Structure | None = None
+    owner: str = ""
+    priority: int = 0
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChoice:
+    """A token that was or could have been: its text in bytes (it may be part of a character), log p in nats.
+
+    `top` are the likeliest tokens in its place, likeliest first, where the request asked for them.
+    """
+
+    token: int
+    data: bytes
+    logprob: float
+    top: tuple["TokenChoice", ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +124,9 @@ class Completion:
 
     `finish_reason`: `stop` (the model ended it, or a stop string did), `length` (max_tokens or the context was full),
     `tool_calls` (it asks for a tool). `logprob` is the sum over the drawn tokens, in nats, under the model at
-    temperature 1.
+    temperature 1. `tokens` and `prompt_choices` have the single ones where the request asked for them: the tokens of
+    `text` (an end token and a stop string are no part of it), and the prompt's tokens after the first.
+    `cached_tokens` of the prompt were not read because an earlier request of the owner had left them.
     """
 
     message: Message
@@ -95,6 +135,9 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     logprob: float = 0.0
+    tokens: tuple[TokenChoice, ...] = ()
+    prompt_choices: tuple[TokenChoice, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

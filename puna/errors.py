@@ -50,6 +50,12 @@ class DataError(PunaError):
     exit_code = 4
 
 
+class BusyError(PunaError):
+    """So many requests wait that no more are taken; the same one may be sent again later."""
+
+    exit_code = 6
+
+
 class MissingExtra(PunaError):
     """A library that only some features need is not installed."""
 

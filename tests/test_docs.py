@@ -9,7 +9,17 @@ from puna import cli, config
 from puna.recipes.tiny import recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/tour.md", "docs/architecture.md")]
+PAGES = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/checkpoints.md",
+        "docs/tour.md",
+        "docs/engine.md",
+        "docs/architecture.md",
+    )
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -20,7 +30,7 @@ def test_links_and_pictures_lead_somewhere(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES[:3], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES[:4], ids=lambda page: page.name)
 def test_files_that_are_named_exist(page):
     for name in set(re.findall(r"`((?:puna|tests|docs|benchmarks)/[\w/.-]+)`", page.read_text())):
         assert (ROOT / name).exists(), name

@@ -18,7 +18,7 @@ from typing import Any
 
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
-from puna.cli import checkpoints
+from puna.cli import checkpoints, measuring
 from puna.cli.paths import model_path
 from puna.errors import ConfigError, PunaError
 
@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     _add_show(commands)
     _add_stage(commands)
     checkpoints.add(commands, _add)
+    measuring.add(commands, _add)
     return top
 
 

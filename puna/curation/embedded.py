@@ -20,6 +20,7 @@ import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 
@@ -35,6 +36,7 @@ PARTS = {
     "python-tests": 0.10,
 }
 MAX_BYTES = 24_000_000
+SAMPLE_BYTES, MIN_SAMPLE = 3_000_000, 200  # of a sample in all; characters of a document of it
 READ = {".md", ".rst", ".txt", ".py"}
 MIN_DOCSTRING, MIN_DOCSTRINGS = 300, 1000  # characters: of one that is taken, of all taken from a module
 
@@ -56,6 +58,18 @@ def read_embedded(config: ReaderConfig, *, max_bytes: int = MAX_BYTES) -> Iterat
                 yield item
                 if room <= 0:
                     break
+
+
+def embedded_sample(part: Literal["heldout", "calibration"], *, max_bytes: int = SAMPLE_BYTES) -> Iterator[Document]:
+    """A small embedded corpus in two parts, to measure on and to calibrate with.
+
+    A document belongs to one of the two by a hash of its text, so that copies stay together; a third is held out. `max_bytes` is of both together.
+    """
+    for item in read_embedded(ReaderConfig(), max_bytes=max_bytes):
+        if isinstance(item, Fault) or len(item.text) < MIN_SAMPLE:
+            continue
+        if (_order(item.text) % 3 == 0) == (part == "heldout"):
+            yield item
 
 
 def _source(source: str, files: dict[str, Path], config: ReaderConfig) -> Iterator[Item]:

@@ -7,14 +7,19 @@ Both are reported, as evaluation harnesses do (the second is their `acc_norm`), 
 afterwards would flatter. A tie for the first place is counted as wrong: a model that says nothing scores 0, not chance.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from puna.chat import Continuation, Dialog, Generator
+from puna.errors import DataError
 from puna.evaluation.scores import score
+
+_FORM = 'one item a line: {"context": "The sky is", "options": [" blue.", " green."], "answer": 0}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,33 @@ def choice_report(generator: Generator, name: str, items: Sequence[Item]) -> dic
         "raw": score(name, raw, chance=chance).json(),
         "per_byte": score(name, per_byte, chance=chance).json(),
     }
+
+
+def read_choices(path: Path) -> dict[str, list[Item]]:
+    """Items by group from lines of JSON: {"context", "options", "answer", "group" (optional)}.
+
+    Raises `DataError` naming the line that is none.
+    """
+    groups: dict[str, list[Item]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint=_FORM) from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+            options = tuple(data["options"])
+            if not all(isinstance(text, str) for text in (data["context"], *options)):
+                raise TypeError("context and options must be texts")
+            item = Item(options=options, answer=int(data["answer"]), context=data["context"])
+            groups.setdefault(str(data.get("group", path.stem)), []).append(item)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}, line {number} is no multiple-choice item: {error!r}", hint=_FORM) from None
+    if not groups:
+        raise DataError(f"{path} has no items", hint=_FORM)
+    return groups
 
 
 def _first(values: np.ndarray) -> int | None:

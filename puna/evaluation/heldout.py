@@ -8,7 +8,7 @@ files are licences and tables of contents, easier than what follows. Each excerp
 start symbol before it, and its end is not predicted, by anybody.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import xxhash
@@ -62,9 +62,15 @@ def sample_excerpts(documents: Artifact, config: HeldoutConfig) -> list[Excerpt]
 
     The order does not depend on the file's order. Raises `DataError` if no document is held out.
     """
-    rows = [(_hash(config.seed, id), id, source, text) for id, source, text in read_texts(documents, "heldout")]
-    if not rows:
+    chosen = choose(read_texts(documents, "heldout"), config)
+    if not chosen:
         raise DataError(f"{documents.path} holds out no document", hint="give curation a held-out share above 0")
+    return chosen
+
+
+def choose(texts: Iterable[tuple[str, str, str]], config: HeldoutConfig) -> list[Excerpt]:
+    """Excerpts of (id, source, text), chosen as `sample_excerpts` does."""
+    rows = [(_hash(config.seed, id), id, source, text) for id, source, text in texts]
     chosen, total = [], 0
     for order, id, source, text in sorted(rows):
         excerpt = Excerpt(id=id, source=source, text=_excerpt(text, order, config.excerpt_bytes))

@@ -1,5 +1,15 @@
 """Answering with a model: sequences share a cache and a batch; the engine is what the outside sees.
 
-Read `engine.py` first, then what it is made of: `sequence.py` and `text.py` (one request), `scheduler.py` (who runs),
-`cache.py` and `runner.py` (tokens to logits), `sampler.py` (logits to tokens), `scoring.py` (how likely a text is).
+docs/engine.md walks one request through it. In the order in which things happen:
+
+    engine         requests in, answers out; `_step` is the whole in five lines
+    sequence text  one request: its tokens, its text so far
+    turns          which thread steps
+    scheduler      who reads what next; who is admitted, preempted, retired
+    blocks         which blocks of keys and values are whose
+    speculation    guesses
+    spans runner   the seam to what computes, and which computes
+    torch_runner   the reference: any Llama in plain PyTorch; its cache's memory in pool, LoRA in adapters
+    drawing        logits to tokens: shaping and structure change single logits, sampler cuts and picks
+    scoring        how likely a given text is
 """

@@ -1,19 +1,22 @@
 """The engine: requests in, answers out, as many as fit at once.
 
-    step:  admit waiting requests and prefill them, or else decode one token of all that run
-           draw a token for each row of logits, append it to its sequence
+    step:  plan what each sequence reads: its last token, or a piece of its prompt      scheduler, blocks
+           guess what may follow, if that was asked for                                 speculation
+           read it all in one forward                                                   runner
+           draw a token after each sequence that was read to its end                    sampler, shaping
            retire the sequences that are done
 
 There is no background thread. Whoever waits for an answer makes the steps: `generate` and `stream` may be called from
 many threads, one of them steps for all, and the others find their tokens when it has. So requests of many callers run
 in one batch, and an idle engine costs nothing.
 
-Sums in floating point depend on the shape of a batch in their last bits; that aside, what a request gets does not
-depend on what runs beside it: padding is never seen, and randomness comes from its own seed.
+What a request gets does not depend on what runs beside it: padding is never seen, and randomness comes from its own
+seed. (Sums in floating point depend on the shape of a batch in their last bits; a runner says whether its do.)
+docs/engine.md walks one request through all this.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,49 +25,69 @@ from puna.chat import Completion, Continuation, Message, Request
 from puna.config import require
 from puna.errors import DataError
 from puna.inference import sampler, scoring
-from puna.inference.runner import Runner
-from puna.inference.scheduler import Scheduler
+from puna.inference.adapters import Adapter
+from puna.inference.blocks import BlockCache
+from puna.inference.drawing import Drawing
+from puna.inference.runner import Choice, make_runner, open_runner
+from puna.inference.scheduler import Reading, Scheduler
 from puna.inference.sequence import ContextError, Piece
 from puna.inference.sequence import Sequence as Running
-from puna.model.detect import kind_of
+from puna.inference.spans import Runner
+from puna.inference.speculation import make_guesser
+from puna.inference.structure import Forms
+from puna.inference.turns import Turns
 from puna.model.llama import Llama
-from puna.model.opening import checkpoint_format, load_checkpoint
-from puna.quant import load_quantised
+from puna.model.opening import checkpoint_format
 from puna.tokenizer import AnyTokenizer
 from puna.tokenizer.formats import DialogFormat, dialog_format
 
 SLOTS = 64
-CACHE_BYTES = 2 << 30
+STEP_TOKENS = 512
 
 
 class Engine:
     """A model that answers: a `chat.Generator`, and `stream` for one who watches.
 
-    `slots` is how many requests run at once, `cache_bytes` what their keys and values may take, `format` how the model
-    is spoken to (by default what is likely for the tokenizer).
+    `format` is how the model is spoken to (by default what is likely for the tokenizer), `slots` how many requests run
+    at once, `cache_bytes` what their keys and values may take (`runner.py` says what None means), `kv` how they are
+    kept; `config.context` is the model's, or less if the cache holds less. A step reads at most `step_tokens` tokens
+    of prompts beside answers that are being made. At most `queue` requests wait, if it is given; more are refused with
+    `BusyError`. `lookahead` tokens are guessed, by looking back in the text or by the model `draft`. `runner` chooses
+    what computes.
     """
 
     def __init__(
         self,
-        model: Llama,
+        model: Llama | Runner,
         tokenizer: AnyTokenizer,
         *,
-        slots: int = SLOTS,
-        cache_bytes: int = CACHE_BYTES,
         format: DialogFormat | None = None,
+        slots: int = SLOTS,
+        cache_bytes: int | None = None,
+        kv: str = "model",
+        step_tokens: int = STEP_TOKENS,
+        queue: int | None = None,
+        lookahead: int = 0,
+        draft: Llama | None = None,
+        runner: Choice = "auto",
     ):
         require(slots > 0, f"slots={slots} must be positive")
-        self.model = model.eval().requires_grad_(False)
+        require(step_tokens > 0, f"step_tokens={step_tokens} must be positive")
         self.tokenizer = tokenizer
         self.format = format or dialog_format(tokenizer)
-        self.config = model.config
-        self._runner = Runner(self.model)
-        per_token = self.config.kv_bytes_per_token(model.norm.weight.element_size())
-        self._scheduler = Scheduler(slots, cache_bytes // per_token)
-        self._bytes: dict[tuple[int, bool], bytes] = {}  # token, whether it begins a text -> its text
-        self._rows: tuple[list[Running], sampler.Rows] | None = None
-        self._turn = threading.Condition()
-        self._stepping = False
+        if isinstance(model, Llama):
+            model = make_runner(model.eval().requires_grad_(False), cache_bytes=cache_bytes, kv=kv, choice=runner)
+        self._runner = model
+        room = self._runner.blocks * self._runner.block_tokens
+        self._context = model.config.context
+        self.config = dataclasses.replace(model.config, context=min(self._context, room))
+        self._guesser = make_guesser(lookahead, draft, tokenizer.vocab_size, self._runner, runner)
+        self._cache = BlockCache(self._runner.blocks, self._runner.block_tokens, self._copy_block)
+        self._scheduler = Scheduler(self._cache, slots=slots, step_tokens=step_tokens, queue=queue)
+        self._drawing = Drawing(tokenizer)
+        self._forms = Forms(tokenizer)
+        self._adapters: dict[str, int] = {}
+        self._turns = Turns(self._step)
 
     @classmethod
     def load(
@@ -72,22 +95,40 @@ class Engine:
         path: Path,
         *,
         threads: int | None = None,
-        dtype: torch.dtype = torch.float32,
-        slots: int = SLOTS,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
         dialog: str = "",
+        cache_bytes: int | None = None,
+        kv: str = "model",
+        runner: Choice = "auto",
+        **settings,
     ) -> "Engine":
         """The engine for the model at `path`: ours, quantised or not, or of any format that `opening` knows.
 
-        `threads` sets PyTorch's number of threads for the whole process; None leaves it. `dialog` names the dialog format
-        (`formats.FORMATS`); by default the checkpoint says which. Raises `ArtifactError`, and `ConfigError` for a format
-        that is none or not for this vocabulary.
+        `threads` sets PyTorch's number of threads for the whole process; None leaves it. `dtype` is what numbers are
+        computed with (`open_runner` says what None means). `dialog` names the dialog format
+        (`formats.FORMATS`); by default the checkpoint says which. `settings` are those of the constructor. Raises
+        `ArtifactError`, and `ConfigError` for a format that is none or not for this vocabulary.
         """
         path = Path(path)
         if threads is not None:
             torch.set_num_threads(threads)
         format = checkpoint_format(path, dialog)
-        model = load_quantised(path, dtype) if kind_of(path) == "quantised" else load_checkpoint(path, dtype)
-        return cls(model, format.tokenizer, slots=slots, format=format)
+        opened = open_runner(path, dtype=dtype, device=device, cache_bytes=cache_bytes, kv=kv, choice=runner)
+        return cls(opened, format.tokenizer, format=format, runner=runner, **settings)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Make the LoRA adapter in the folder `path` known to requests as `name`. Raises `ArtifactError`."""
+        require(name not in self._adapters, f"there is an adapter {name!r} already", hint="choose another name")
+        self._adapters[name] = self._runner.add_adapter(Adapter.load(path, self.config))
+
+    def clear(self) -> bool:
+        """Give the cache's memory back, with what it keeps of ended requests; False, and nothing, while one runs."""
+        with self._turns.between() as quiet:
+            if not quiet or not self._cache.forget():
+                return False
+            self._runner.forget()
+            return True
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in order.
@@ -102,10 +143,10 @@ class Engine:
                 where = f"request {index + 1} of {len(requests)}: " if len(requests) > 1 else ""
                 raise ContextError(where + error.message, hint=error.hint) from None
         try:
-            # Neighbours in the queue are prefilled together: similar lengths need little padding, equal prompts one reading.
-            self._scheduler.waiting.extend(sorted(sequences, key=lambda s: (len(s.prompt), s.prompt)))
+            # Neighbours in the queue run together: similar lengths need little padding, equal prompts one reading.
+            self._submit(sorted(sequences, key=lambda s: (s.prompt_length, s.tokens)))
             for sequence in sequences:
-                self._advance(lambda s=sequence: s.done)
+                self._turns.until(lambda s=sequence: s.done)
         finally:
             self._abandon(sequences)
         return [self._completion(request, sequence) for request, sequence in zip(requests, sequences)]
@@ -113,18 +154,21 @@ class Engine:
     def stream(self, request: Request) -> Iterator[Piece]:
         """The answer as it is made: pieces of text, never half a character and never part of a stop string.
 
-        The last piece has the completion. Closing the iterator ends the request. Raises `ContextError`.
+        The last piece has the completion. Closing the iterator ends the request. Raises `ContextError`, and when the
+        first piece is asked for `BusyError`.
         """
         return self._pieces(request, self._sequence(request))
 
     def _pieces(self, request: Request, sequence: Running) -> Iterator[Piece]:
         try:
-            self._scheduler.waiting.append(sequence)
+            self._submit([sequence])
             while not sequence.done:
-                self._advance(lambda: bool(sequence.fresh) or sequence.done)
+                self._turns.until(lambda: bool(sequence.fresh) or sequence.done)
                 while sequence.fresh and not sequence.done:
-                    yield Piece(sequence.fresh.popleft())
-            yield Piece("".join(sequence.fresh), self._completion(request, sequence))
+                    yield sequence.fresh.popleft()
+            completion = self._completion(request, sequence)
+            tokens = [t for piece in sequence.fresh for t in piece.tokens]
+            yield Piece("".join(p.text for p in sequence.fresh), completion, (*tokens, *sequence.rest()))
         finally:
             self._abandon([sequence])
 
@@ -141,7 +185,7 @@ class Engine:
             begins = continuation.dialog or not continuation.context
             encode = self.tokenizer.encode if begins else self.tokenizer.encode_more
             texts.append((given + encode(continuation.text), len(given)))
-        return scoring.log_likelihoods(self.model, texts, self.tokenizer.vocab_size)
+        return scoring.log_likelihoods(self._runner, texts, self.tokenizer.vocab_size)
 
     def _context_ids(self, of: Request | Continuation) -> list[int]:
         raw = of.prompt if isinstance(of, Request) else of.context
@@ -152,19 +196,28 @@ class Engine:
         return [self.tokenizer.bos, *self.tokenizer.encode(raw or "")]
 
     def _sequence(self, request: Request) -> Running:
+        """The request, checked and ready to be queued."""
         sampler.check(request.sampling)
+        strange = next((t for t, _ in request.sampling.logit_bias if t >= self.tokenizer.vocab_size), None)
+        require(strange is None, f"logit_bias: there is no token {strange}; ids go to {self.tokenizer.vocab_size - 1}")
         if request.prompt is None and not request.dialog:
             raise DataError("a request has neither a dialog nor a prompt", hint="give one of them")
         prompt = self._context_ids(request)
         room = self.config.context - len(prompt)
         if room < 1:
-            size = f"the prompt has {len(prompt):,} tokens, the model's context {self.config.context:,}"
+            holder = "model's context" if self.config.context == self._context else "cache"
+            size = f"the prompt has {len(prompt):,} tokens, the {holder} {self.config.context:,}"
             raise ContextError(size, hint="shorten the prompt or drop old messages; one token at least must be free")
-        limit = min(request.sampling.max_tokens, room)
         begins = not self.format.continues if request.dialog else not request.prompt
-        return Running(
-            prompt, request.sampling, limit, self.tokenizer.stop_ids, begins=begins, errors=self.tokenizer.errors
-        )
+        limit = min(request.sampling.max_tokens, room)
+        sequence = Running(prompt, request, limit, self.tokenizer.stop_ids, begins, self.tokenizer.errors)
+        if request.adapter is not None:
+            known = ", ".join(self._adapters) or "none"
+            require(request.adapter in self._adapters, f"no adapter {request.adapter!r}", hint=f"loaded: {known}")
+            sequence.adapter = self._adapters[request.adapter]
+        if request.structure is not None:
+            sequence.matcher = self._forms.matcher(request.structure)
+        return sequence
 
     def _completion(self, request: Request, sequence: Running) -> Completion:
         if sequence.error is not None:
@@ -180,78 +233,73 @@ class Engine:
             message=message,
             text=text,
             finish_reason=reason,
-            prompt_tokens=len(sequence.prompt),
-            completion_tokens=len(sequence.drawn),
+            prompt_tokens=sequence.prompt_length,
+            completion_tokens=sequence.count,
             logprob=sequence.logprob,
+            tokens=tuple(sequence.choices),
+            prompt_choices=tuple(sequence.prompt_choices),
+            cached_tokens=sequence.found,
         )
-
-    def _advance(self, reached: Callable[[], bool]) -> None:
-        """Make steps until `reached()`, or wait while another thread makes them."""
-        while True:
-            with self._turn:
-                while self._stepping and not reached():
-                    self._turn.wait()
-                if reached():
-                    return
-                self._stepping = True
-            try:
-                self._step()
-            finally:
-                with self._turn:
-                    self._stepping = False
-                    self._turn.notify_all()
 
     @torch.inference_mode()
     def _step(self) -> None:
-        scheduler, runner = self._scheduler, self._runner
         try:
-            scheduler.retire(runner.cache)
-            before = len(scheduler.running)
-            if admitted := scheduler.admit():
-                longest = max(min(s.longest, len(s.prompt) + 64) for s in admitted)
-                self._draw(admitted, runner.prefill([s.prompt for s in admitted], before, longest))
-            elif running := scheduler.running:
-                logits = runner.decode([s.drawn[-1] for s in running], [s.length - 1 for s in running])
-                self._draw(running, logits)
-            scheduler.retire(runner.cache)
-            if not scheduler.running and not scheduler.waiting:
-                runner.cache.clear()
-        except BaseException as error:  # the cache may be half written: nothing that ran can go on
-            self._fail(error)
+            readings = self._scheduler.plan(self._guesser.ahead if self._guesser else 0)
+            if readings:
+                guesses = self._guess(readings)
+                logits = self._runner.forward([reading.span for reading in readings])
+                self._draw(readings, guesses, logits[:, : self.tokenizer.vocab_size])
+            self._scheduler.retire()
+        except BaseException as error:
+            self._scheduler.fail(error)
             raise
 
-    def _draw(self, sequences: list[Running], logits: torch.Tensor) -> None:
-        rows = self._settings(sequences)
-        tokens, logprobs = sampler.draw(logits[:, : self.tokenizer.vocab_size], rows, [len(s.drawn) for s in sequences])
-        for sequence, token, logprob in zip(sequences, tokens, logprobs):
-            sequence.append(token, logprob, self._text(token, sequence.begins and not self._spoken(sequence)))
+    def _guess(self, readings: list[Reading]) -> list[list[int]]:
+        """What may follow each reading; it is read as well, so that there are logits after each guess."""
+        if self._guesser is None:
+            return [[] for _ in readings]
+        guesses = self._guesser.guess(readings)
+        for reading, guess in zip(readings, guesses):
+            reading.span.tokens = reading.span.tokens + guess
+            reading.span.wanted += len(guess)
+        return guesses
 
-    def _settings(self, sequences: list[Running]) -> sampler.Rows:
-        """The sampling settings of a batch; computed once for as long as the same sequences run."""
-        if self._rows is None or self._rows[0] != sequences:
-            rows = sampler.Rows.of([s.sampling for s in sequences], self.tokenizer.vocab_size)
-            self._rows = (list(sequences), rows)
-        return self._rows[1]
+    def _draw(self, readings: list[Reading], guesses: list[list[int]], logits: torch.Tensor) -> None:
+        """Draw for the sequences that were read to their end, and for those that wait for the same prompt."""
+        rows, indices = [], []
+        end = 0
+        for reading, guess in zip(readings, guesses):
+            sequence, begin, end = reading.sequence, end, end + reading.span.wanted
+            self._scheduler.read(reading)
+            if sequence.alone:
+                self._drawing.prompt(sequence, reading.span.start, logits[begin:end])
+            if sequence.unread > -len(guess):
+                continue
+            last = end - 1 - len(guess)
+            rows += [(sequence, guess[:i]) for i in range(len(guess) + 1)]
+            indices += range(last, end)
+            for follower in self._scheduler.followers(sequence):
+                rows.append((follower, []))
+                indices.append(last)
+        if rows:
+            self._drawing.draw(rows, logits if indices == list(range(len(logits))) else logits[indices])
+        for sequence in (reading.sequence for reading in readings):
+            sequence.cached = min(sequence.cached, len(sequence.tokens) - 1)  # without the guesses that were wrong
+            self._cache.publish(sequence)
 
-    def _text(self, token: int, first: bool = False) -> bytes:
-        if (token, first) not in self._bytes:
-            decoded = self.tokenizer.first_bytes(token) if first else self.tokenizer.decode_bytes([token])
-            self._bytes[token, first] = decoded
-        return self._bytes[token, first]
-
-    def _spoken(self, sequence: Running) -> bool:
-        """Whether some token of the answer has text. The first one nearly always does."""
-        return any(map(self._text, sequence.drawn))
-
-    def _fail(self, error: BaseException) -> None:
-        scheduler = self._scheduler
-        for sequence in (*scheduler.running, *scheduler.waiting):
-            sequence.error = error
-        scheduler.running.clear()
-        scheduler.waiting.clear()
-        self._runner.cache.clear()
+    def _submit(self, sequences: Sequence[Running]) -> None:
+        with self._turns.between():
+            self._scheduler.submit(s for s in sequences if not s.done)
 
     def _abandon(self, sequences: Sequence[Running]) -> None:
-        """Nobody waits for these any more: they end at the next step."""
+        """Nobody waits for these any more: what they hold is free, at once or when the step that is under way ends."""
         for sequence in sequences:
             sequence.abandoned = sequence.abandoned or not sequence.done
+        with self._turns.between() as quiet:
+            if quiet:
+                self._scheduler.retire()
+
+    def _copy_block(self, source: int, target: int) -> None:
+        self._runner.copy_block(source, target)
+        if self._guesser is not None:
+            self._guesser.copy_block(source, target)

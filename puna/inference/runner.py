@@ -1,58 +1,121 @@
-"""From tokens to next-token logits: the model with its cache.
+"""Which runner computes: the one place that knows there is more than one."""
 
-Prefill reads prompts, padded on the right to one length: under a causal mask nothing sees the padding behind it, and
-what it leaves in the cache is overwritten before it is read. Decode reads one token of every running sequence.
-"""
+from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from puna.inference.cache import KVCache
+from puna import log
+from puna.config import require
+from puna.inference import cuda_runner
+from puna.inference.pool import KINDS, bytes_per_token, cache_blocks, memory_of
+from puna.inference.spans import BLOCK_TOKENS, Runner
+from puna.inference.torch_runner import TorchRunner
+from puna.model.convert import hf_name
+from puna.model.detect import kind_of
 from puna.model.llama import Llama
+from puna.model.opening import checkpoint_config, load_checkpoint, open_checkpoint
+from puna.model.sizes import LlamaConfig
+from puna.quant import load_quantised
 
-PREFILL_CHUNK = 2048  # tokens of each prompt at a time: bounds the memory for activations and masks
+Choice = Literal["auto", "native", "cuda", "torch", "invariant"]
+_LARGE = 1_000_000_000  # parameters
+_said: set[str] = set()
 
 
-class Runner:
-    """The model and the keys and values of what it has read."""
+def make_runner(
+    model: Llama,
+    *,
+    cache_bytes: int | None = None,
+    blocks: int | None = None,
+    kv: str = "model",
+    choice: Choice = "auto",
+) -> Runner:
+    """What computes `model`, with a cache of `blocks` or `cache_bytes`; `kv` is how keys and values are kept.
 
-    def __init__(self, model: Llama):
-        self.model = model
-        self.cache = KVCache(model.config, model.norm.weight.dtype)
+    `native` are our kernels for the CPU (`native.py`), `cuda` those for a GPU (`cuda_runner.py`), `torch` the reference,
+    `invariant` the reference token by token. `auto` takes the kernels where they can be had and says so in one line
+    where they cannot. Without a wish the cache of `cuda` is most of the free memory, elsewhere what `pool.cache_blocks`
+    says. Raises `ConfigError` for a budget below a block.
+    """
+    _check(kv)
+    weight = model.norm.weight
+    device = weight.device
+    if _usable("native", choice, device, lambda: _unfit(model.config, device)):
+        from puna.inference.native import NativeRunner
 
-    def prefill(self, prompts: list[list[int]], first: int, longest: int) -> Tensor:
-        """Read `prompts` into slots `first`, ...; logits (B, V) float32 after the last token of each.
+        return NativeRunner.of(model, threads=torch.get_num_threads(), kv=kv, blocks=blocks, cache_bytes=cache_bytes)
+    on_gpu = _usable("cuda", choice, device, lambda: cuda_runner.unfit(model, kv))
+    if blocks is None:
+        if on_gpu and cache_bytes is None:
+            cache_bytes = cuda_runner.cache_bytes_of(memory_of(device), model.config, weight.dtype)
+        per_block = bytes_per_token(model.config, weight.dtype, kv) * BLOCK_TOKENS
+        blocks = cache_blocks(model.config, per_block, cache_bytes, memory_of(device))
+    if on_gpu:
+        return cuda_runner.CudaRunner(model, blocks=blocks)
+    return TorchRunner(model, blocks=blocks, kv=kv, invariant=choice == "invariant")
 
-        A prompt that several requests share (samples of one answer) is read once. `longest` is how many positions a
-        slot may come to need soon; it saves growing the cache step by step.
-        """
-        row_of: dict[tuple[int, ...], int] = {}
-        rows = [row_of.setdefault(tuple(prompt), len(row_of)) for prompt in prompts]
-        width = max(map(len, prompts))
-        self.cache.reserve(first + len(prompts), max(width, longest))
-        last = self._read(list(row_of), first, width)
-        if len(row_of) < len(prompts):
-            self.cache.spread(first, rows, width)
-        return self.model.output(last).float()[rows]
 
-    def _read(self, prompts: list[tuple[int, ...]], first: int, width: int) -> Tensor:
-        """The hidden state (B, D) after the last token of each prompt, chunk by chunk."""
-        lengths = torch.tensor([len(p) for p in prompts])
-        tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
-        for row, prompt in zip(tokens, prompts):
-            row[: len(prompt)] = torch.tensor(prompt)
-        last = torch.empty(len(prompts), self.model.config.dim, dtype=self.model.norm.weight.dtype)
-        for start in range(0, width, PREFILL_CHUNK):
-            chunk = tokens[:, start : start + PREFILL_CHUNK]
-            positions = torch.arange(start, start + chunk.shape[1]).expand_as(chunk)
-            hidden = self.model.hidden(chunk, positions, self.cache.prefill(first, start))
-            ends = ((lengths > start) & (lengths <= start + chunk.shape[1])).nonzero()[:, 0]
-            last[ends] = hidden[ends, lengths[ends] - 1 - start]
-        return last
+def open_runner(
+    path: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    cache_bytes: int | None = None,
+    kv: str = "model",
+    choice: Choice = "auto",
+) -> Runner:
+    """What computes the checkpoint at `path`, of any format; numbers are computed with as `dtype`.
 
-    def decode(self, tokens: list[int], positions: list[int]) -> Tensor:
-        """Read one token for each of the first n slots at its position; logits (n, V) float32."""
-        self.cache.reserve(len(tokens), max(positions) + 1)
-        at = torch.tensor(positions)
-        attend = self.cache.decode(at)
-        return self.model(torch.tensor(tokens)[:, None], at[:, None], attend)[:, 0].float()
+    None is bfloat16 for what was stored in 16 bits and has a billion parameters or more, else float32. Like
+    `make_runner`, without a model in memory between where the kernels take it. Raises `ArtifactError`.
+    """
+    _check(kv)
+    dtype = dtype or _usual_dtype(path)
+    config, place = checkpoint_config(path), torch.device(device)
+    if _usable("native", choice, place, lambda: _unfit(config, place)):
+        from puna.inference.native import NativeRunner
+
+        threads = torch.get_num_threads()
+        return NativeRunner.load(path, dtype=dtype, threads=threads, kv=kv, cache_bytes=cache_bytes)
+    model = load_quantised(path, dtype) if kind_of(path) == "quantised" else load_checkpoint(path, dtype)
+    model = model.to(place).eval().requires_grad_(False)
+    return make_runner(model, cache_bytes=cache_bytes, kv=kv, choice=choice)
+
+
+def _usual_dtype(path: Path) -> torch.dtype:
+    if kind_of(path) == "quantised":
+        return torch.float32
+    with open_checkpoint(path) as opened:
+        stored = opened.weights.form(hf_name("layers.0.feed_forward.w1.weight"))
+        return torch.bfloat16 if stored in ("BF16", "F16") and opened.config.parameters >= _LARGE else torch.float32
+
+
+def _check(kv: str) -> None:
+    require(kv in KINDS, f"kv={kv!r} is not a way to keep keys and values", hint=f"known: {', '.join(KINDS)}")
+
+
+def _usable(kernels: Literal["native", "cuda"], choice: Choice, device: torch.device, unfit) -> bool:
+    """Whether these kernels are to compute: asked for by name, or `auto` on their device and nothing in the way.
+
+    Raises `ConfigError` if they were asked for by name and cannot.
+    """
+    at_home = device.type == ("cpu" if kernels == "native" else "cuda")
+    if choice != kernels and not (choice == "auto" and at_home):
+        return False
+    why = unfit()
+    if why is None:
+        return True
+    require(choice == "auto", f"the {kernels} kernels cannot be used: {why}", hint="runner='auto'")
+    if why not in _said:
+        _said.add(why)
+        log.info(f"{kernels} kernels are not used ({why}): computing with PyTorch")
+    return False
+
+
+def _unfit(config: LlamaConfig, device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"the model is on {device}"
+    from puna.inference import native
+
+    return native.unfit(config)

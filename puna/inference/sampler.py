@@ -8,9 +8,11 @@ The distribution is softmax(logits / temperature), cut down in this order (that 
 
 Then one uniform number picks from it by inverse cumulative sums. The number is a hash of (seed, how many tokens the
 request has drawn): no generator has a state, so neither the batch nor the order of steps can matter. Temperature 0 is
-the likeliest token. The log-probability that is reported is the model's own, at temperature 1 and uncut.
+the likeliest token. The log-probability that is reported is the model's own, at temperature 1 and uncut; penalties and
+whatever else changes single logits come before all this (`shaping.py`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from puna.chat import Sampling
 from puna.config import require
 
+MOST_LOGPROBS = 20  # OpenAI's limit
 _FEW = 256  # candidates that mostly hold top_p of the probability; sorting the whole vocabulary costs five times more
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -28,11 +31,26 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def check(sampling: Sampling) -> None:
     """Raises `ConfigError` for a value out of range."""
     s = sampling
-    require(s.temperature >= 0, f"temperature={s.temperature} must not be negative", hint="0 is greedy, 1 plain")
+    require(
+        0 <= s.temperature < math.inf,
+        f"temperature={s.temperature} must be a number and not negative",
+        hint="0 is greedy, 1 plain",
+    )
     require(0 < s.top_p <= 1, f"top_p={s.top_p} must be above 0 and at most 1", hint="1 switches it off")
     require(s.top_k >= 0, f"top_k={s.top_k} must not be negative", hint="0 switches it off")
     require(0 <= s.min_p <= 1, f"min_p={s.min_p} must be between 0 and 1", hint="0 switches it off")
     require(s.max_tokens >= 0, f"max_tokens={s.max_tokens} must not be negative")
+    require(s.min_tokens >= 0, f"min_tokens={s.min_tokens} must not be negative")
+    positive = 0 < s.repetition_penalty < math.inf
+    require(positive, f"repetition_penalty={s.repetition_penalty} must be positive", hint="1 switches it off")
+    for name in ("presence_penalty", "frequency_penalty"):
+        value = getattr(s, name)
+        require(math.isfinite(value), f"{name}={value} must be a number", hint="0 switches it off")
+    for token, bias in s.logit_bias:
+        require(token >= 0 and not math.isnan(bias), f"logit_bias: {bias} for token {token} is no bias for a token")
+    for name in ("logprobs", "prompt_logprobs"):
+        value = getattr(s, name)
+        require(value is None or 0 <= value <= MOST_LOGPROBS, f"{name}={value}: at most {MOST_LOGPROBS} are reported")
 
 
 @dataclass(frozen=True)
@@ -49,12 +67,13 @@ class Rows:
     ranked: Tensor  # of those with top_k or top_p
 
     @classmethod
-    def of(cls, settings: Sequence[Sampling], vocab_size: int) -> "Rows":
+    def of(cls, settings: Sequence[Sampling], vocab_size: int, device: torch.device | str = "cpu") -> "Rows":
         def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32)[:, None]
+            return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
         def rows(kind: str) -> Tensor:
-            return torch.tensor([i for i, s in enumerate(settings) if _kind(s) == kind], dtype=torch.int64)
+            found = [i for i, s in enumerate(settings) if _kind(s) == kind]
+            return torch.tensor(found, dtype=torch.int64, device=device)
 
         return cls(
             seeds=np.array([s.seed & (2**64 - 1) for s in settings], dtype=np.uint64),
@@ -74,16 +93,22 @@ def _kind(sampling: Sampling) -> str:
     return "ranked" if sampling.top_k or sampling.top_p < 1 else "whole"
 
 
-def draw(logits: Tensor, rows: Rows, drawn: Sequence[int]) -> tuple[list[int], list[float]]:
-    """The next token of each request and its log-probability. `logits` (B, V) float32; `drawn` counts earlier tokens."""
+def draw(
+    logits: Tensor, rows: Rows, drawn: Sequence[int], shaped: Tensor | None = None
+) -> tuple[list[int], list[float]]:
+    """The next token of each request and its log-probability. `logits` (B, V) float32; `drawn` counts earlier tokens.
+
+    Tokens are drawn from `shaped` where it is given; log-probabilities are those of `logits`.
+    """
+    shaped = logits if shaped is None else shaped
     if len(rows.greedy) == len(logits):
-        tokens = logits.argmax(-1)
+        tokens = shaped.argmax(-1)
     else:
-        tokens = torch.empty(len(logits), dtype=torch.int64)
-        uniforms = torch.from_numpy(uniform(rows.seeds, np.array(drawn, dtype=np.uint64)))[:, None]
+        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        uniforms = torch.from_numpy(uniform(rows.seeds, np.array(drawn, dtype=np.uint64)))[:, None].to(logits.device)
         for which, pick in ((rows.greedy, _likeliest), (rows.whole, _from_all), (rows.ranked, _from_ranked)):
             if len(which):
-                tokens[which] = pick(logits[which], rows, which, uniforms[which])
+                tokens[which] = pick(shaped[which], rows, which, uniforms[which])
     chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
     return tokens.tolist(), chosen.tolist()
 
@@ -116,7 +141,7 @@ def _from_ranked(logits: Tensor, rows: Rows, which: Tensor, uniforms: Tensor) ->
 
 def _from_sorted(best: Tensor, ids: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniforms: Tensor) -> Tensor:
     """Draw from the likeliest tokens `ids` (B, N), whose probabilities `best` are in descending order."""
-    best = torch.where(torch.arange(best.shape[1]) < top_k, best, 0.0)
+    best = torch.where(torch.arange(best.shape[1], device=best.device) < top_k, best, 0.0)
     # With top_k the probability is counted among the k; without, all of it is 1, also where only a few are at hand.
     total = torch.where(top_k <= best.shape[1], best.sum(-1, keepdim=True), 1.0)
     before = best.cumsum(-1) - best

@@ -1,66 +1,215 @@
-"""Who runs next. Requests wait in order of arrival; those that run occupy slots 0 ... n-1 of the cache.
+"""Who reads what next.
 
-A step is either a *prefill*, which reads the prompts of some that waited, or a *decode*, which draws one token for all
-that run. Prefill comes first whenever there is room: a full batch decodes at nearly the cost of a small one, since
-either has to read all the weights.
+    waiting  --admit-->  running  --done-->  gone
+       ^--------preempt-----'
 
-Room is counted in cache positions: (running sequences) x (tokens that the longest may reach), known from each request's
-max_tokens, so that an admitted request can always be finished. One alone is admitted whatever its length.
+Requests are ranked by priority, then by arrival. In a step every running sequence that decodes reads its last token;
+what `step_tokens` leaves is given to prompts, which are read in pieces, so that a long one stalls nobody's answer.
+(While no answer is being made a step reads more: nobody waits for it.)
+
+A sequence is admitted when the cache has room for its prompt and a little growth. No room is kept for the longest
+answer that it may come to: when blocks run out the lowest-ranked running sequence is *preempted*. It gives its blocks
+up, waits again, and later reads its prompt and what was drawn anew, as far as the cache has forgotten it. The highest
+rank is never preempted, and the engine accepts nothing that the whole cache could not hold, so all come to their end.
+
+Requests with one prompt that are admitted together read it once: the others *follow* the first, and share its blocks
+when it is through.
 """
 
+import heapq
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from puna.inference.cache import KVCache
+from puna.errors import BusyError
+from puna.inference.blocks import BlockCache
 from puna.inference.sequence import Sequence
+from puna.inference.spans import Span
 
-PREFILL_TOKENS = 8192  # in one prefill, padding included
-_MOST_PADDING = 0.25  # the share of a prefill's tokens that may be padding
+ALONE = 8  # times as many tokens are read in a step while nobody decodes
+PIECE = 64  # tokens of a prompt at a time whose log-probabilities are wanted: that many rows of logits
+
+
+@dataclass
+class Reading:
+    """What a sequence reads in this step; `ahead` is how many guessed tokens it has room for after its last one."""
+
+    sequence: Sequence
+    span: Span
+    ahead: int = 0
 
 
 class Scheduler:
-    """The queue and the slots. `waiting` may be appended to from any thread, the rest belongs to the one who steps."""
+    """The queue and those that run. `submit` and `busy` are for any thread, the rest for the one who steps."""
 
-    def __init__(self, slots: int, cache_tokens: int):
-        self.slots = slots
-        self.cache_tokens = cache_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+    def __init__(self, cache: BlockCache, *, slots: int, step_tokens: int, queue: int | None = None):
+        self.cache = cache
+        self.slots, self.step_tokens, self.queue = slots, step_tokens, queue
+        self.running: list[Sequence] = []  # by rank
+        self.preemptions = 0
+        self._inbox: deque[Sequence] = deque()
+        self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap
+        self._arrivals = 0
 
-    def admit(self) -> list[Sequence]:
-        """The next sequences to prefill, of similar length; they have become running. Empty if it is time to decode."""
-        if len(self.waiting) > 1 and self.running and self.slots - len(self.running) < self.slots // 8:
-            return []  # a few free slots can wait for more: a prefill of one costs a step of all
-        admitted: list[Sequence] = []
-        while self.waiting and len(self.running) + len(admitted) < self.slots:
-            candidate = self.waiting[0]
-            if not candidate.done:
-                if not (self._fits(admitted, candidate) and _similar(admitted, candidate)):
-                    break
-                admitted.append(candidate)
-            self.waiting.popleft()
-        self.running += admitted
-        return admitted
+    @property
+    def waiting(self) -> int:
+        """Requests that have not started, or were preempted."""
+        return len(self._inbox) + len(self._waiting)
 
-    def retire(self, cache: KVCache) -> None:
-        """Take out the sequences that are done, and close the gaps in the slots."""
-        slot = 0
-        while slot < len(self.running):
-            if not self.running[slot].done:
-                slot += 1
-                continue
-            last = self.running.pop()
-            if slot < len(self.running):
-                self.running[slot] = last
-                if not last.done:
-                    cache.move(len(self.running), slot, last.length)
+    def submit(self, sequences: Iterable[Sequence]) -> None:
+        """Queue requests, all or none. Raises `BusyError`."""
+        sequences = list(sequences)
+        if self.queue is not None and self.waiting + len(sequences) > self.queue + self.slots - len(self.running):
+            raise BusyError(f"{self.waiting} requests are waiting, at most {self.queue} may", hint="try again later")
+        for sequence in sequences:
+            self._arrivals += 1
+            sequence.arrival = self._arrivals
+            self._inbox.append(sequence)
 
-    def _fits(self, admitted: list[Sequence], candidate: Sequence) -> bool:
-        others = self.running + admitted
-        longest = max((s.longest for s in others), default=0)
-        return not others or (len(others) + 1) * max(longest, candidate.longest) <= self.cache_tokens
+    def plan(self, ahead: int = 0) -> list[Reading]:
+        """What is read in the next step; up to `ahead` guessed tokens are given room after those that decode."""
+        self._take_in()
+        plan: dict[Sequence, Reading] = {}
+        for sequence in [s for s in self.running if s.unread == 1 and not s.follows]:
+            self._decode(sequence, ahead, plan)
+        budget = max(self.step_tokens - len(plan), 1) if plan else ALONE * self.step_tokens
+        for sequence in [s for s in self.running if s.unread > 1 and not s.follows]:
+            budget -= self._prefill(sequence, budget, plan)
+        before = self.preemptions
+        while self.preemptions == before and (admitted := self._admit(budget, plan)):
+            if not admitted.follows:
+                budget -= self._prefill(admitted, budget, plan)
+        return [plan[s] for s in self.running if s in plan]
 
+    def read(self, reading: Reading) -> None:
+        """What the span said is in the cache now."""
+        reading.sequence.cached = reading.span.start + len(reading.span.tokens)
 
-def _similar(admitted: list[Sequence], candidate: Sequence) -> bool:
-    lengths = [len(s.prompt) for s in (*admitted, candidate)]
-    padded = len(lengths) * max(lengths)
-    return len(lengths) == 1 or (padded <= PREFILL_TOKENS and sum(lengths) >= (1 - _MOST_PADDING) * padded)
+    def followers(self, leader: Sequence) -> list[Sequence]:
+        """Those whose prompt `leader` has just read to its end; they have its blocks now."""
+        found = [s for s in self.running if s.follows is leader]
+        for sequence in found:
+            sequence.follows = None
+            sequence.found = leader.found
+            self.cache.share(leader, sequence)
+        return found
+
+    def retire(self) -> None:
+        """Let go of the sequences that are done; their blocks are free at once."""
+        for sequence in [s for s in self.running if s.done]:
+            self._release(sequence)
+        if any(s.done for _, s in self._waiting):
+            self._waiting = [place for place in self._waiting if not place[1].done]
+            heapq.heapify(self._waiting)
+        for _ in range(len(self._inbox)):
+            sequence = self._inbox.popleft()
+            if not sequence.done:
+                self._inbox.append(sequence)
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing that was under way can go on: the cache may be half written."""
+        for sequence in (*self.running, *self._inbox, *(s for _, s in self._waiting)):
+            sequence.error = error
+        for sequence in self.running:
+            sequence.published = len(sequence.blocks)  # nothing of it shall be found
+        self.retire()
+        self.cache.forget()
+
+    def _take_in(self) -> None:
+        while self._inbox:
+            sequence = self._inbox.popleft()
+            heapq.heappush(self._waiting, (sequence.rank, sequence))
+        for sequence in self.running:
+            leader = sequence.follows
+            if leader and (leader.done or leader not in self.running or leader.count):
+                sequence.follows = None
+
+    def _decode(self, sequence: Sequence, ahead: int, plan: dict[Sequence, Reading]) -> None:
+        if sequence not in self.running:  # preempted by one before it
+            return
+        ahead = min(ahead, sequence.limit - sequence.count - 1)
+        if ahead > 0 and not self.cache.cover(sequence, sequence.cached + 1 + ahead):
+            ahead = 0
+        if self._make_room(sequence, sequence.cached + 1, plan):
+            plan[sequence] = self._reading(sequence, 1, ahead=max(ahead, 0))
+
+    def _prefill(self, sequence: Sequence, budget: int, plan: dict[Sequence, Reading]) -> int:
+        """Plan a piece of a prompt; how many tokens it has."""
+        count = min(sequence.unread, budget, PIECE if sequence.alone else budget)
+        if sequence not in self.running or count < 1 or not self._make_room(sequence, sequence.cached + count, plan):
+            return 0
+        plan[sequence] = self._reading(sequence, count)
+        return count
+
+    def _reading(self, sequence: Sequence, count: int, ahead: int = 0) -> Reading:
+        start = sequence.cached
+        wanted = int(count == sequence.unread)
+        if sequence.alone and start < sequence.prompt_length:
+            wanted = count
+        span = Span(sequence.tokens[start : start + count], start, sequence.blocks, wanted, sequence.adapter)
+        return Reading(sequence, span, ahead)
+
+    def _make_room(self, sequence: Sequence, end: int, plan: dict[Sequence, Reading]) -> bool:
+        """Blocks for the positions up to `end`, at the cost of lower ranks; False if it had to yield itself."""
+        while not self.cache.cover(sequence, end):
+            victim = next(s for s in reversed(self.running) if s.blocks or s is sequence)
+            plan.pop(victim, None)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.preemptions += 1
+        self._release(victim)
+        victim.follows = None
+        heapq.heappush(self._waiting, (victim.rank, victim))
+
+    def _release(self, sequence: Sequence) -> None:
+        self.cache.publish(sequence)
+        self.cache.drop(sequence)
+        self.running.remove(sequence)
+
+    def _admit(self, budget: int, plan: dict[Sequence, Reading]) -> Sequence | None:
+        """The first of those that wait, if there is room for it and something left to read: it runs now."""
+        while self._waiting and self._waiting[0][1].done:
+            heapq.heappop(self._waiting)
+        if not self._waiting:
+            return None
+        candidate = self._waiting[0][1]
+        leader = self._leader(candidate)
+        if budget < 1 and not leader:
+            return None
+        lowest = self.running[-1] if self.running else None
+        if not self._room_for(candidate):
+            if lowest is None or lowest.request.priority >= candidate.request.priority:
+                return None
+            plan.pop(lowest, None)
+            self._preempt(lowest)  # the next step admits the candidate, or takes one more from below it
+            return None
+        heapq.heappop(self._waiting)
+        candidate.follows = leader
+        if not leader and not candidate.alone:
+            self.cache.adopt(candidate)
+            if not candidate.count:
+                candidate.found = candidate.cached
+        self.running.append(candidate)
+        self.running.sort(key=lambda s: s.rank)
+        return candidate
+
+    def _room_for(self, candidate: Sequence) -> bool:
+        if len(self.running) >= self.slots:
+            return False
+        promised = sum(self.cache.needed(len(s.tokens) + 1) - len(s.blocks) for s in self.running if not s.follows)
+        growth = min(len(self.running), self.cache.blocks // 8)
+        return self.cache.needed(len(candidate.tokens)) + promised + growth <= self.cache.free or not self.running
+
+    def _leader(self, candidate: Sequence) -> Sequence | None:
+        """One that is reading the candidate's prompt right now."""
+        if candidate.alone or candidate.count:
+            return None
+        for other in reversed(self.running):
+            same = other.root == candidate.root and other.tokens == candidate.tokens
+            if same and not other.count and not other.alone and not other.follows:
+                return other
+        return None

@@ -12,24 +12,15 @@ Windows of all texts are sorted by length and read in batches of similar ones, p
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from puna.inference.spans import Runner, Window
 from puna.model.llama import Llama, attend_with
 
 BATCH_TOKENS = 8192  # read at once, padding included
 _LOGITS_AT_ONCE = 1 << 24  # 64 MB of float32
-
-
-@dataclass(frozen=True)
-class Window:
-    """`tokens` are read; the last `scored` of them are scored, which belong to text `text`."""
-
-    text: int
-    tokens: list[int]
-    scored: int
 
 
 def windows(text: int, ids: list[int], given: int, context: int) -> Iterator[Window]:
@@ -42,18 +33,22 @@ def windows(text: int, ids: list[int], given: int, context: int) -> Iterator[Win
         begin = end
 
 
-def log_likelihoods(model: Llama, texts: Sequence[tuple[list[int], int]], vocab_size: int) -> list[float]:
+def log_likelihoods(runner: Runner, texts: Sequence[tuple[list[int], int]], vocab_size: int) -> list[float]:
     """For each (ids, given) the sum of log p over ids[given:], in nats."""
-    todo = [w for i, (ids, given) in enumerate(texts) for w in windows(i, ids, given, model.config.context)]
+    todo = [w for i, (ids, given) in enumerate(texts) for w in windows(i, ids, given, runner.config.context)]
     todo.sort(key=lambda w: len(w.tokens))
     sums = [0.0] * len(texts)
-    for batch in _batches(todo):
-        for window, value in zip(batch, _score(model, batch, vocab_size)):
-            sums[window.text] += value
+    for window, value in zip(todo, runner.log_likelihoods(todo, vocab_size)):
+        sums[window.text] += value
     return sums
 
 
-def _batches(ordered: list[Window]) -> Iterator[list[Window]]:
+def score(model: Llama, ordered: Sequence[Window], vocab_size: int) -> list[float]:
+    """The sums of windows of ascending length, read by `model` in batches."""
+    return [value for batch in _batches(ordered) for value in _score(model, batch, vocab_size)]
+
+
+def _batches(ordered: Sequence[Window]) -> Iterator[list[Window]]:
     batch: list[Window] = []
     for window in ordered:
         if batch and (len(batch) + 1) * len(window.tokens) > BATCH_TOKENS:
@@ -64,6 +59,7 @@ def _batches(ordered: list[Window]) -> Iterator[list[Window]]:
         yield batch
 
 
+@torch.inference_mode()
 def _score(model: Llama, batch: list[Window], vocab_size: int) -> list[float]:
     width = max(len(w.tokens) for w in batch) - 1
     tokens = torch.zeros(len(batch), width + 1, dtype=torch.int64)
@@ -72,7 +68,9 @@ def _score(model: Llama, batch: list[Window], vocab_size: int) -> list[float]:
         length = len(window.tokens)
         tokens[row, :length] = torch.tensor(window.tokens)
         wanted[row, length - 1 - window.scored : length - 1] = True
-    positions = torch.arange(width).expand(len(batch), width)
+    device = model.norm.weight.device
+    tokens, wanted = tokens.to(device), wanted.to(device)
+    positions = torch.arange(width, device=device).expand(len(batch), width)
     hidden = model.hidden(tokens[:, :-1], positions, attend_with(None))[wanted]  # (N, D)
     losses = [
         F.cross_entropy(model.output(h).float()[:, :vocab_size], target, reduction="none")

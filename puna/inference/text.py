@@ -30,6 +30,11 @@ class TextStream:
     def text(self) -> str:
         return "".join(self._shown)
 
+    @property
+    def held(self) -> int:
+        """Bytes that are kept back."""
+        return len(self._held.encode()) + len(self._decoder.getstate()[0])
+
     def push(self, data: bytes) -> str:
         """Add a token's bytes; returns what can be shown now. Nothing is added after a stop string.
 

@@ -28,7 +28,9 @@ from puna.errors import ArtifactError, ConfigError, PunaError, shown
 from puna.model.convert import hf_name, is_rotary, to_hf_rows, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig, RopeScaling
+from puna.model.stored import StoredModel, Weight, weights_of
 from puna.model.tensorfile import NAMES, Pending, TensorFile, row_pieces, unique_keys, write_tensors
+from puna.model.weights import Weights
 from puna.tokenizer.carry import carry
 from puna.tokenizer.load import AnyTokenizer, load_tokenizer
 
@@ -38,7 +40,7 @@ CONFIG = "config.json"
 QUANTISED = "puna_quantisation"  # the block of config.json that says how weights were made smaller
 _SHARD = re.compile(r"[\w. +-]{1,200}\.safetensors")  # the name of a file beside the index, and no path
 _MOST_JSON_BYTES = 16 << 20  # of a file that describes a model; the index of the 405B model has 0.1 million
-_PIECE_BYTES = 16 << 20  # read at a time: what loading needs beside the model itself
+_PIECE_BYTES = 4 << 20  # read at a time: what loading needs beside the model itself
 _FORMS = ("F32", "BF16", "F16", "F64")
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _INDEX_HINT = "the files and their index do not belong together: fetch the model again"
@@ -46,13 +48,16 @@ _FOLDER_HINT = "give a folder with config.json and model.safetensors: a checkpoi
 
 
 def save_model(
-    model: Llama, tokenizer: Path | AnyTokenizer | None, out: Path, dtype: torch.dtype | None = None
+    model: Llama | StoredModel,
+    tokenizer: Path | AnyTokenizer | None,
+    out: Path,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write `model` into the folder `out`, in `dtype` (the model's own by default).
 
     The tokenizer is that of the folder `tokenizer`, or itself one; with None the folder has weights and shape only.
     """
-    dtype = dtype or model.norm.weight.dtype
+    dtype = dtype or (model.dtype if isinstance(model, StoredModel) else model.norm.weight.dtype)
     write_folder(model.config, tokenizer, out, dtype)
     write_tensors(out / WEIGHTS, _hf_tensors(model, dtype), {"format": "pt"})
 
@@ -93,7 +98,7 @@ def empty_model(config: LlamaConfig, dtype: torch.dtype) -> Llama:
     return model
 
 
-def fill(model: Llama, files: "WeightFiles") -> None:
+def fill(model: Llama, files: Weights) -> None:
     """Copy the weights from `files` into `model`, converting type and rotary order on the way."""
     wanted = {hf_name(name): (name, weight) for name, weight in model.named_parameters()}
     files.expect({name: tuple(weight.shape) for name, (_, weight) in wanted.items()})
@@ -147,6 +152,10 @@ class WeightFiles:
     def form(self, name: str) -> str:
         """How its numbers are stored: `F32`, `BF16`, …"""
         return NAMES[self._home[name].entries[name].dtype]
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor's bytes lie: a file descriptor, open as long as this is, and the first byte."""
+        return self._home[name].place(name)
 
     def read(self, name: str) -> Tensor:
         """A whole tensor, as stored."""
@@ -335,15 +344,15 @@ def _real(data: Mapping[str, Any], key: str, default: Any = None) -> Any:
     return float(value) if type(value) is int else value
 
 
-def _hf_tensors(model: Llama, dtype: torch.dtype) -> dict[str, Pending]:
+def _hf_tensors(model: Llama | StoredModel, dtype: torch.dtype) -> dict[str, Pending]:
     head_dim = model.config.head_dim
 
-    def rows(name: str, weight: Tensor) -> Tensor:
-        weight = weight.detach().to(dtype)
-        return to_hf_rows(weight, head_dim) if is_rotary(name) else weight
+    def rows(name: str, weight: Weight) -> Tensor:
+        whole = weight.whole(dtype)
+        return to_hf_rows(whole, head_dim) if is_rotary(name) else whole
 
-    parameters = dict(model.named_parameters())  # a tied output appears once, as the embedding
-    return {hf_name(n): (dtype, tuple(w.shape), lambda n=n, w=w: rows(n, w)) for n, w in parameters.items()}
+    weights = weights_of(model)
+    return {hf_name(n): (dtype, w.shape, lambda n=n, w=w: rows(n, w)) for n, w in weights.items()}
 
 
 def _weight_files(path: Path) -> dict[str, set[str]]:

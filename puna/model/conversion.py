@@ -10,21 +10,24 @@ written anew from the same vocabulary; its ids never change. The result appears 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from puna import log
 from puna.artifacts import write_atomic
 from puna.errors import ArtifactError, ConfigError
-from puna.model.checkpoint import save_model
+from puna.model.checkpoint import save_model, write_folder
 from puna.model.gguf import KINDS, GgufFile, write_gguf
 from puna.model.gguf.vocabulary import Vocabulary, from_tokenizer
 from puna.model.meta import write_meta
-from puna.model.opening import checkpoint_tokenizer, load_checkpoint, open_checkpoint
+from puna.model.opening import checkpoint_tokenizer, open_checkpoint
+from puna.model.sizes import LlamaConfig
+from puna.model.stored import StoredModel, give_back_at_once
 from puna.tokenizer.bpe import MODEL_FILE, SPECIALS, Tokenizer, write_ranks
 from puna.tokenizer.carry import FILES, TEMPLATE_FILE, carry, chat_template, has_tokenizer
 from puna.tokenizer.export import CHAT_TEMPLATE
@@ -39,7 +42,8 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
     """Write the checkpoint at `source` into `out` as `to`.
 
     `form` is the number format: F32, F16, BF16, and for GGUF any of its kinds; by default that of the source's matrices,
-    or BF16 where these are quantised. `shards` is Meta's number of files. Needs the memory of the model in that format.
+    or BF16 where these are quantised. `shards` is Meta's number of files. Weights are streamed: what this needs is the memory of
+    the largest tensor, and for Meta's format of one of its files.
     Raises `ConfigError` for a form that the target has not, `ArtifactError` if `out` exists or `source` is no model.
     """
     form = form.upper() or _form_of(source)
@@ -48,12 +52,15 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
         raise ConfigError(f"{form!r} is not a number format of {to}", hint=f"one of {', '.join(accepted)}")
     if out.exists():
         raise ArtifactError(f"{out} exists", hint="give a new name, or remove it")
-    tokenizer = _tokenizer_of(source)
+    tokenizer = tokenizer_of(source)
     # Quantised kinds are made from what the source holds exactly; bfloat16 would be rounded twice.
-    model = load_checkpoint(source, DTYPES.get(form, torch.float32))
     out.parent.mkdir(parents=True, exist_ok=True)
     carried = source if tokenizer is not None and source.is_dir() else tokenizer
-    with _taking_its_name(out) as made:
+    give_back_at_once()
+    with open_checkpoint(source) as opened, _taking_its_name(out) as made:
+        for note in opened.notes:
+            log.info(note)
+        model = StoredModel(opened.config, opened.weights, DTYPES.get(form, torch.float32))
         if to == "gguf":
             write_gguf(model, _vocabulary(source, tokenizer, model.config.vocab_size), made, form)
         elif to == "meta":
@@ -64,6 +71,18 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
             save_model(model, carried, made)
             if source.is_file() and tokenizer is not None:
                 _carry_template(source, made)
+
+
+def write_folder_of(
+    source: Path, config: LlamaConfig, out: Path, dtype: torch.dtype, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Everything of a Hugging Face folder but the weights, with the tokenizer and the chat template of the checkpoint at
+    `source`, if it has them. `extra` is added to config.json.
+    """
+    tokenizer = tokenizer_of(source)
+    write_folder(config, source if tokenizer is not None and source.is_dir() else tokenizer, out, dtype, extra)
+    if source.is_file() and tokenizer is not None:
+        _carry_template(source, out)
 
 
 @contextmanager
@@ -89,7 +108,7 @@ def _form_of(source: Path) -> str:
     return form if form in DTYPES else "BF16"
 
 
-def _tokenizer_of(source: Path) -> AnyTokenizer | None:
+def tokenizer_of(source: Path) -> AnyTokenizer | None:
     """The source's tokenizer, or None if it has no file of one."""
     if source.is_dir() and not has_tokenizer(source):
         return None

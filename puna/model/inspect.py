@@ -12,25 +12,12 @@ Group-wise INT8 and INT4 carry a 16-bit scale for each 32 weights (8.5 and 4.5 b
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 from puna.model.sizes import SIZES, LlamaConfig
+from puna.model.weights import Headers
 
 FORMATS = {"bf16": (16.0, 16.0), "int8": (8.5, 8.5), "int4": (4.5, 8.5)}  # bits of layers; of embedding and output
 CONTEXTS = (2048, 8192, 32_768, 131_072)
-
-
-class Weights(Protocol):
-    """The tensors of a checkpoint, as headers tell them."""
-
-    @property
-    def names(self) -> set[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def bytes(self, name: str) -> int: ...
-
-    def form(self, name: str) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +34,7 @@ class Inspection:
     oddities: tuple[str, ...]
 
 
-def inspect(kind: str, config: LlamaConfig, weights: Weights) -> Inspection:
+def inspect(kind: str, config: LlamaConfig, weights: Headers) -> Inspection:
     """Describe the checkpoint that has these headers."""
     count: Counter[str] = Counter()
     size: Counter[str] = Counter()
@@ -88,7 +75,7 @@ def run_bytes(config: LlamaConfig, form: str, tokens: int) -> int:
     return round((matrices * inside + embeddings * outside + norms * 16) / 8) + config.kv_bytes_per_token() * tokens
 
 
-def _oddities(config: LlamaConfig, weights: Weights):
+def _oddities(config: LlamaConfig, weights: Headers):
     if config.n_heads * config.head_dim != config.dim:
         yield f"{config.n_heads} heads of {config.head_dim} are {config.n_heads * config.head_dim}, not the width {config.dim}"
     if config.tied and "lm_head.weight" in weights.names:

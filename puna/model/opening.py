@@ -20,10 +20,10 @@ from puna.model.detect import Kind as CheckpointKind
 from puna.model.detect import kind_of
 from puna.model.gguf import GgufFile, load_gguf
 from puna.model.gguf.vocabulary import to_tokenizer
-from puna.model.inspect import Weights
 from puna.model.llama import Llama
 from puna.model.meta import MetaFiles, load_meta
 from puna.model.sizes import LlamaConfig
+from puna.model.weights import Weights
 from puna.tokenizer.carry import chat_template
 from puna.tokenizer.formats import DialogFormat, Signs, dialog_format
 from puna.tokenizer.load import AnyTokenizer, load_tokenizer
@@ -57,6 +57,14 @@ def open_checkpoint(path: Path) -> Iterator[Opened]:
         with WeightFiles(path) as files:
             files.expect_llama(config)
             yield Opened(kind=kind, config=config, weights=files)
+
+
+def checkpoint_config(path: Path) -> LlamaConfig:
+    """The shape of the model at `path`, of any format, quantised by us or not. Raises `ArtifactError`."""
+    if kind_of(path) == "quantised":
+        return load_config(path)
+    with open_checkpoint(path) as opened:
+        return opened.config
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Llama:

@@ -1,9 +1,9 @@
 """Every published dense Llama, in one table, and what a size costs.
 
 Feed-forward widths are the released ones (the papers give the rule `2/3 * 4 * dim * multiplier`, rounded up; the table
-gives its results). Two traps in public sources: some list Llama 2 7B and 13B with 8 key/value heads and a rotary base
-of 500,000 (the weights have 32 and 40, and 10,000), and Meta's code stretches Llama 3.2's positions by 8 where the
-released configurations say 32; the table follows the released configurations.
+gives its results). Traps in public sources: some list Llama 2 7B and 13B with 8 key/value heads and a rotary base of 500,000
+(the weights have 32 and 40, and 10,000), some give all of Llama 1 an epsilon of 1e-6 (65B has 1e-5), and Meta's code
+stretches Llama 3.2's positions by 8 where the released configurations say 32. The table follows the released files.
 """
 
 from dataclasses import dataclass
@@ -123,10 +123,10 @@ class LlamaConfig:
         return 6 * matrices + attention // (2 if causal else 1)
 
 
-def _llama1(dim: int, layers: int, heads: int, ffn: int) -> LlamaConfig:
+def _llama1(dim: int, layers: int, heads: int, ffn: int, norm_eps: float = 1e-6) -> LlamaConfig:
     return LlamaConfig(
         dim=dim, n_layers=layers, n_heads=heads, n_kv_heads=heads, head_dim=128, ffn_dim=ffn,
-        vocab_size=32_000, context=2048, norm_eps=1e-6,
+        vocab_size=32_000, context=2048, norm_eps=norm_eps,
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ SIZES: dict[str, LlamaConfig] = {
     "llama-1-7b": _llama1(4096, 32, 32, 11008),
     "llama-1-13b": _llama1(5120, 40, 40, 13824),
     "llama-1-33b": _llama1(6656, 60, 52, 17920),
-    "llama-1-65b": _llama1(8192, 80, 64, 22016),
+    "llama-1-65b": _llama1(8192, 80, 64, 22016, norm_eps=1e-5),
     "llama-2-7b": _llama2(4096, 32, 32, 32, 11008),
     "llama-2-13b": _llama2(5120, 40, 40, 40, 13824),
     "llama-2-70b": _llama2(8192, 80, 64, 8, 28672),

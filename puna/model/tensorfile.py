@@ -92,6 +92,10 @@ class TensorFile:
         stop = entry.shape[0] if stop is None else min(stop, entry.shape[0])
         return self._take(entry.begin + start * entry.row_bytes, entry.dtype, (stop - start, *entry.shape[1:]))
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor's bytes lie, for who reads them itself: a file descriptor and the first byte."""
+        return self._file.fileno(), self.entries[name].begin
+
     def _take(self, begin: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         taken = torch.empty(shape, dtype=dtype)
         if taken.numel():
@@ -177,16 +181,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[
 
     Wider types come first, then names in order, so that every tensor is aligned to its type.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    offset = 0
-    for name in order:
-        dtype, shape, _ = tensors[name]
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+    order, text = _header({name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}, metadata)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
@@ -195,6 +190,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[
             if tuple(values.shape) != tuple(shape):
                 raise ValueError(f"{name} has shape {tuple(values.shape)}, {tuple(shape)} was announced")
             file.write(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+
+
+def file_bytes(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> int:
+    """The size of the file that `write_tensors` makes of tensors of these types and shapes."""
+    _, text = _header(tensors, metadata)
+    return 8 + len(text) + sum(math.prod(shape) * dtype.itemsize for dtype, shape in tensors.values())
+
+
+def _header(
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[list[str], bytes]:
+    """The order of the tensors, and the header."""
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name in order:
+        dtype, shape = tensors[name]
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return order, text + b" " * (-len(text) % _ALIGNMENT)
 
 
 def pending(tensor: Tensor, dtype: torch.dtype | None = None) -> Pending:

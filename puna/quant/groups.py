@@ -1,24 +1,30 @@
-"""Weights as small integers with a scale per group.
+"""Weights as small integers with a scale per group, and if asked for an offset.
 
 A row of a matrix is cut into groups of `group_size` weights. Each group keeps one float16 scale and a signed integer of
 `bits` bits per weight:
 
-    w  ~  scale * code        code in -2^(bits-1) ... 2^(bits-1) - 1
+    w  ~  scale * code             code in -2^(bits-1) ... 2^(bits-1) - 1
+    w  ~  scale * code + offset    with offsets, likewise one float16 per group
 
 The integers reach one further below zero than above, so the scale may be negative: the group's largest weight then gets
 the longer side. How large the scale should be is searched: a smaller one clips the largest weights and rounds all the
 others more finely. Of a few scales the one with the least squared error wins. On normally distributed weights in groups
-of 32 at 4 bits that takes the error from 9.7% to 8.2% of the weights' deviation; offsets beside the scales do no better
-at the same size (groups of 64), and would cost every product a second sum.
+of 32 at 4 bits that takes the error from 9.7% to 8.2% of the weights' deviation. Offsets are searched alike: the range
+from the smallest to the largest weight, somewhat narrowed, then the line that fits the rounded weights best. They cost
+every product a second sum and as much room as the scales, so the fair comparison is with groups of half the size.
+
+The error may be weighted by the `importance` of each column: the mean square of the input that it multiplies.
 
 On disk and in memory:
 
     codes     (rows, columns)      int8; at 4 bits (rows, columns / 2) uint8, column 2i in the low half, 2i+1 in the high
     scales    (rows, groups)       float16
+    offsets   (rows, groups)       float16, if there are any
 
 where the last group may be shorter than the others. That is 8.5 and 4.5 bits per weight in groups of 32.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +34,7 @@ from puna.errors import DataError
 
 # What a group's largest weight may get at 4 bits, in codes beyond the end of the range (where it is clipped).
 _MARGINS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+_SHARES = (1.0, 0.94, 0.88, 0.82)  # of a group's range that the codes cover, with offsets
 _WEIGHTS_AT_ONCE = 1 << 22
 _LARGEST_SCALE = torch.finfo(torch.float16).max
 
@@ -41,10 +48,16 @@ class Packed:
     columns: int
     bits: int
     group_size: int
+    offsets: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Codes, scales and, if there are any, offsets."""
+        return (self.codes, self.scales) if self.offsets is None else (self.codes, self.scales, self.offsets)
 
     @property
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.codes, self.scales))
+        return sum(t.numel() * t.element_size() for t in self.tensors)
 
 
 def packed_shapes(rows: int, columns: int, bits: int, group_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -56,47 +69,123 @@ def code_dtype(bits: int) -> torch.dtype:
     return torch.int8 if bits == 8 else torch.uint8
 
 
-def quantise_matrix(weight: Tensor, bits: int, group_size: int) -> Packed:
-    """Quantise `weight` (rows, columns). Raises `DataError` if a weight is not finite or too large for a float16 scale."""
-    if not bool(weight.isfinite().all()):
-        raise DataError("a weight is NaN or infinite", hint="the training run diverged: take an earlier checkpoint")
+def quantise_matrix(
+    weight: Tensor, bits: int, group_size: int, *, offset: bool = False, importance: Tensor | None = None
+) -> Packed:
+    """Quantise `weight` (rows, columns), each weight to the nearest code.
+
+    `importance` (columns,) weighs the columns' errors. Raises `DataError` if a weight is not finite or too large for a
+    float16 scale.
+    """
+    check_finite(weight)
     columns = weight.shape[1]
-    parts = weight.split(max(1, _WEIGHTS_AT_ONCE // columns))
-    codes, scales = zip(*(_quantise_rows(part.float(), bits, group_size) for part in parts))
-    return Packed(torch.cat(codes), torch.cat(scales), columns, bits, group_size)
+    found = [
+        _quantise_rows(part.float(), bits, group_size, offset, importance)
+        for part in weight.split(max(1, _WEIGHTS_AT_ONCE // columns))
+    ]
+    codes, scales, offsets = (None if parts[0] is None else torch.cat(parts) for parts in zip(*found))
+    return pack(codes, scales, offsets, bits, group_size)
+
+
+def pack(codes: Tensor, scales: Tensor, offsets: Tensor | None, bits: int, group_size: int) -> Packed:
+    """Integers (rows, columns) int8 with their scales as a `Packed`."""
+    return Packed(pack4(codes) if bits == 4 else codes, scales, codes.shape[1], bits, group_size, offsets)
 
 
 def dequantise_matrix(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (rows, columns) that the integers stand for."""
     codes = unpack4(packed.codes)[:, : packed.columns] if packed.bits == 4 else packed.codes
     if packed.columns % packed.group_size:
-        scales = packed.scales.repeat_interleave(packed.group_size, 1)[:, : packed.columns]
-        return codes.to(dtype) * scales.to(dtype)
+
+        def spread(values: Tensor) -> Tensor:
+            return values.repeat_interleave(packed.group_size, 1)[:, : packed.columns].to(dtype)
+
+        made = codes.to(dtype) * spread(packed.scales)
+        return made if packed.offsets is None else made.add_(spread(packed.offsets))
     groups = codes.unflatten(1, (-1, packed.group_size))
-    return (groups.to(dtype) * packed.scales[..., None].to(dtype)).flatten(1)
+    made = groups.to(dtype) * packed.scales[..., None].to(dtype)
+    return (made if packed.offsets is None else made.add_(packed.offsets[..., None].to(dtype))).flatten(1)
 
 
-def _quantise_rows(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
-    filled = torch.nn.functional.pad(weight, (0, -weight.shape[1] % group_size))
-    groups = filled.unflatten(1, (-1, group_size))  # (rows, groups, size)
-    largest = groups.abs().amax(-1, keepdim=True)
+def check_finite(weight: Tensor) -> None:
+    """Raises `DataError` unless every weight is a number."""
+    if not bool(weight.isfinite().all()):
+        raise DataError("a weight is NaN or infinite", hint="the training run diverged: take an earlier checkpoint")
+
+
+def _quantise_rows(
+    weight: Tensor, bits: int, group_size: int, offset: bool, importance: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    padding = (0, -weight.shape[1] % group_size)
+    groups = torch.nn.functional.pad(weight, padding).unflatten(1, (-1, group_size))  # (rows, groups, size)
+    inside = None
+    if importance is not None or (offset and padding[1]):
+        inside = torch.ones(weight.shape[1]) if importance is None else importance.float()
+        inside = torch.nn.functional.pad(inside, padding).unflatten(0, (-1, group_size))
+    scale, shift = fit_groups(groups, bits, offset=offset, importance=inside)
+    codes = encode(groups, scale, shift, bits).flatten(1)[:, : weight.shape[1]]
+    return codes, scale[..., 0].half(), None if shift is None else shift[..., 0].half()
+
+
+def encode(groups: Tensor, scale: Tensor, offset: Tensor | None, bits: int) -> Tensor:
+    """The nearest codes of `groups`, int8; `scale` and `offset` broadcast against them."""
     half = 1 << (bits - 1)
-    if float(largest.max()) > (half - 1) * _LARGEST_SCALE:
+    inverse = torch.where(scale == 0, 0.0, 1.0 / scale)
+    shifted = groups if offset is None else groups - offset
+    return (shifted * inverse).round_().clamp_(-half, half - 1).to(torch.int8)
+
+
+def fit_groups(
+    groups: Tensor, bits: int, *, offset: bool = False, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The best scales, and offsets if asked for, of `groups` (..., size), each (..., 1) float32 that float16 holds.
+
+    `importance`, broadcast against the groups, weighs the squared errors. Raises `DataError` for weights too large.
+    """
+    largest = groups.abs().amax(-1, keepdim=True)
+    if float(largest.max()) > ((1 << (bits - 1)) - 1) * _LARGEST_SCALE or (
+        offset and float(largest.max()) > _LARGEST_SCALE
+    ):
         raise DataError("a weight is too large for a float16 scale", hint="this model cannot be quantised as it is")
-    best_codes = torch.zeros_like(groups)
+    weigh = 1.0 if importance is None else importance
+    best_error = (groups.square() * weigh).sum(-1, keepdim=True)
     best_scale = torch.zeros_like(largest)
-    best_error = groups.square().sum(-1, keepdim=True)
-    for reach in _reaches(bits):
-        scale = (largest / reach).half().float()
-        inverse = torch.where(scale == 0, 0.0, 1.0 / scale)
-        codes = (groups * inverse).round_().clamp_(-half, half - 1)
-        error = (groups - codes * scale).square_().sum(-1, keepdim=True)
+    best_offset = torch.zeros_like(largest) if offset else None
+    for scale, shift in _ranges(groups, bits, weigh) if offset else _scales(largest, bits):
+        again = encode(groups, scale, shift, bits).float() * scale
+        again = again if shift is None else again.add_(shift)
+        error = (groups - again).square_().mul_(weigh).sum(-1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
-        best_codes = torch.where(better, codes, best_codes)
-    codes = best_codes.flatten(1)[:, : weight.shape[1]].to(torch.int8)
-    return (pack4(codes) if bits == 4 else codes), best_scale[..., 0].half()
+        if best_offset is not None:
+            best_offset = torch.where(better, shift, best_offset)
+    return best_scale, best_offset
+
+
+def _scales(largest: Tensor, bits: int) -> Iterator[tuple[Tensor, None]]:
+    for reach in _reaches(bits):
+        yield (largest / reach).half().float(), None
+
+
+def _ranges(groups: Tensor, bits: int, weigh: Tensor | float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scales and offsets that spread the codes over each group's range or less, and the lines fitted afterwards."""
+    half = 1 << (bits - 1)
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    middle, width = (low + high) / 2, high - low
+    for share in _SHARES if bits == 4 else _SHARES[:1]:
+        scale = (share * width / (2 * half - 1)).half().float()
+        shift = (middle + scale / 2).half().float()  # the codes' middle is -1/2
+        yield scale, shift
+        codes = encode(groups, scale, shift, bits).float()
+        weights = torch.as_tensor(weigh).expand_as(groups)
+        total = weights.sum(-1, keepdim=True).clamp_min(1e-30)
+        code_mean = (codes * weights).sum(-1, keepdim=True) / total
+        mean = (groups * weights).sum(-1, keepdim=True) / total
+        spread = ((codes - code_mean).square() * weights).sum(-1, keepdim=True)
+        slope = ((codes - code_mean) * (groups - mean) * weights).sum(-1, keepdim=True) / spread.clamp_min(1e-30)
+        slope = torch.where(spread > 0, slope, scale).half().float()
+        yield slope, (mean - slope * code_mean).half().float()
 
 
 def _reaches(bits: int) -> list[float]:

@@ -19,11 +19,14 @@ from puna.model.checkpoint import CONFIG, QUANTISED, WeightFiles, empty_model, l
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
-from puna.quant.groups import Packed, code_dtype, dequantise_matrix, packed_shapes
+from puna.model.tensorfile import NAMES
+from puna.quant.forms import UNQUANTISED, Form, QuantConfig
+from puna.quant.groups import Packed, code_dtype, dequantise_matrix
 from puna.quant.modules import QuantEmbedding, QuantLinear, QuantMatrix
-from puna.quant.stage import UNQUANTISED, QuantConfig, part_names
+from puna.quant.parts import part_names, part_shapes
 
 EXPAND_BELOW = 1 << 30  # bytes
+NUMBERS = Form(bits=UNQUANTISED)
 
 
 def is_quantised(path: Path) -> bool:
@@ -49,32 +52,58 @@ def load_quantised(path: Path, dtype: torch.dtype = torch.float32, *, expand: bo
 
     Raises `ArtifactError` for a folder that is no quantised model, and for missing or damaged tensors.
     """
-    config, quant = load_config(path), load_quant_config(path)
-    if expand is None:
-        expand = config.parameters * dtype.itemsize < EXPAND_BELOW
-    with WeightFiles(path) as files:
-        files.expect_depth(config)
-        files.expect(_shapes(config, quant))
-        source = _Source(files, config, quant)
-        return _expanded(source, dtype) if expand else _packed(source, dtype)
+    with QuantisedFile(path) as file:
+        if expand is None:
+            expand = file.config.parameters * dtype.itemsize < EXPAND_BELOW
+        return _expanded(file, dtype) if expand else _packed(file, dtype)
 
 
-class _Source:
-    """The stored tensors under Meta's names and in Meta's row order."""
+class QuantisedFile:
+    """The weights of a quantised folder under Meta's names and in Meta's row order. Use as a context.
 
-    def __init__(self, files: WeightFiles, config: LlamaConfig, quant: QuantConfig):
-        self.files, self.config, self.quant = files, config, quant
+    Raises `ArtifactError` for a folder that is no quantised model, and for missing or damaged tensors.
+    """
 
-    def plain(self, name: str) -> Tensor:
-        return self._ordered(name, self.files.read(hf_name(name)))
+    def __init__(self, path: Path):
+        self.config, self.quant = load_config(path), load_quant_config(path)
+        self._widths = {name: shape[-1] for name, shape in self.config.shapes().items()}
+        self.files = WeightFiles(path)
+        try:
+            self.files.expect_depth(self.config)
+            self.files.expect(_shapes(self.config, self.quant))
+        except BaseException:
+            self.files.__exit__()
+            raise
 
-    def packed(self, name: str, columns: int) -> Packed:
-        codes, scales = (self._ordered(name, self.files.read(part)) for part in part_names(hf_name(name)))
-        bits = self.quant.bits_of(name)
-        if codes.dtype != code_dtype(bits) or scales.dtype != torch.float16:
-            found = f"{self.files.path}: {hf_name(name)} is stored as {codes.dtype} with {scales.dtype}"
-            raise ArtifactError(found, hint="config.json and the weights do not belong together")
-        return Packed(codes, scales, columns, bits, self.quant.group_size)
+    def __enter__(self) -> "QuantisedFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.__exit__()
+
+    def parts(self, name: str) -> tuple[Form, tuple[str, ...]]:
+        """How a matrix is stored, and the tensors in `files` that stand for it: codes, scales and perhaps offsets.
+
+        A norm, or a matrix that was not quantised, is one tensor of numbers.
+        """
+        form = NUMBERS if name.endswith("norm.weight") else self.quant.form_of(name)
+        names = part_names(hf_name(name), form)
+        if form.bits != UNQUANTISED:
+            wanted = [NAMES[code_dtype(form.bits)], *["F16"] * (len(names) - 1)]
+            found = [self.files.form(part) for part in names]
+            if found != wanted:
+                what = f"{self.files.path}: {hf_name(name)} is stored as {' and '.join(found)}"
+                raise ArtifactError(what, hint="config.json and the weights do not belong together")
+        return form, names
+
+    def weight(self, name: str) -> Tensor | Packed:
+        """A norm, a matrix that was not quantised, or the codes of one that was."""
+        form, names = self.parts(name)
+        first, *rest = (self._ordered(name, self.files.read(part)) for part in names)
+        if form.bits == UNQUANTISED:
+            return first
+        scales, offsets = rest[0], rest[1] if len(rest) > 1 else None
+        return Packed(first, scales, self._widths[name], form.bits, form.group_size, offsets)
 
     def _ordered(self, name: str, rows: Tensor) -> Tensor:
         return to_meta_rows(rows, self.config.head_dim) if is_rotary(name) else rows
@@ -84,11 +113,7 @@ def _shapes(config: LlamaConfig, quant: QuantConfig) -> dict[str, tuple[int, ...
     """What the file must hold."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in config.shapes().items():
-        bits = quant.bits_of(name)
-        if len(shape) == 1 or bits == UNQUANTISED:
-            shapes[hf_name(name)] = shape
-        else:
-            shapes.update(zip(part_names(hf_name(name)), packed_shapes(*shape, bits, quant.group_size)))
+        shapes.update(part_shapes(hf_name(name), shape, quant.form_of(name)))
     return shapes
 
 
@@ -97,30 +122,27 @@ def _skeleton(config: LlamaConfig) -> Llama:
         return Llama(config)
 
 
-def _expanded(source: _Source, dtype: torch.dtype) -> Llama:
-    model = empty_model(source.config, dtype)
+def _expanded(file: QuantisedFile, dtype: torch.dtype) -> Llama:
+    model = empty_model(file.config, dtype)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim == 1 or source.quant.bits_of(name) == UNQUANTISED:
-                weight.copy_(source.plain(name))
-            else:
-                weight.copy_(dequantise_matrix(source.packed(name, weight.shape[1]), dtype))
+            stored = file.weight(name)
+            weight.copy_(dequantise_matrix(stored, dtype) if isinstance(stored, Packed) else stored)
     return model
 
 
-def _packed(source: _Source, dtype: torch.dtype) -> Llama:
-    model = _skeleton(source.config)
-    for name, weight in list(model.named_parameters()):
+def _packed(file: QuantisedFile, dtype: torch.dtype) -> Llama:
+    model = _skeleton(file.config)
+    for name, _ in list(model.named_parameters()):
         path, _, _ = name.rpartition(".")
         owner, _, last = path.rpartition(".")
-        if weight.ndim == 1 or source.quant.bits_of(name) == UNQUANTISED:
-            weight = nn.Parameter(source.plain(name).to(dtype), requires_grad=False)
-            model.get_submodule(path).weight = weight
-        else:
-            matrix = QuantMatrix(source.packed(name, weight.shape[1]), dtype)
+        stored = file.weight(name)
+        if isinstance(stored, Packed):
             form = QuantEmbedding if name.startswith("tok_embeddings") else QuantLinear
-            setattr(model.get_submodule(owner), last, form(matrix))
-    if source.config.tied:
+            setattr(model.get_submodule(owner), last, form(QuantMatrix(stored, dtype)))
+        else:
+            model.get_submodule(path).weight = nn.Parameter(stored.to(dtype), requires_grad=False)
+    if file.config.tied:
         embedding = model.tok_embeddings
         if isinstance(embedding, QuantEmbedding):
             model.output = QuantLinear(embedding.matrix)

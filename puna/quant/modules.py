@@ -20,10 +20,16 @@ class QuantMatrix(nn.Module):
         self.form, self.dtype = (packed.columns, packed.bits, packed.group_size), dtype
         self.register_buffer("codes", packed.codes)
         self.register_buffer("scales", packed.scales)
+        self.register_buffer("offsets", packed.offsets)
+
+    def packed(self, rows: Tensor | slice = slice(None)) -> Packed:
+        """`rows` (all by default) as codes."""
+        offsets = None if self.offsets is None else self.offsets[rows]
+        return Packed(self.codes[rows], self.scales[rows], *self.form, offsets)
 
     def expanded(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """The weights of `rows` (all by default) as numbers."""
-        return dequantise_matrix(Packed(self.codes[rows], self.scales[rows], *self.form), self.dtype)
+        return dequantise_matrix(self.packed(rows), self.dtype)
 
 
 class QuantLinear(nn.Module):

@@ -1,121 +1,198 @@
 """Quantise a checkpoint: weights only, group by group, matrix by matrix.
 
-The result is a model folder like the checkpoint's, in which each matrix is two tensors, `….codes` and `….scales`, in
-Hugging Face's names and row order, and config.json says how under `puna_quantisation`. Norms stay as they are. The
-embedding and the output matrix have bits of their own: they are what small models are most sensitive to, and in large
-ones a small part of the whole.
+The result is a model folder like the checkpoint's, in which each matrix is two tensors, `….codes` and `….scales` (and
+`….offsets`, if it has any), in Hugging Face's names and row order, and config.json says how under `puna_quantisation`.
+Norms stay as they are. The embedding and the output matrix have bits of their own: they are what small models are most
+sensitive to, and in large ones a small part of the whole.
 
-Each matrix's result is kept until the end, so that an interrupted run goes on where it was, and no more than one matrix
-is in memory.
+    forms      every matrix's form: a uniform one, or chosen under a budget     forms.py, sensitivity.py, budget.py
+    rounding   to the nearest code, or calibrated on text                       groups.py, gptq.py, calibrate.py
+    loss       against the original, on held-out text                           quality.py
+
+Each matrix's result is kept until the end, so that an interrupted run goes on where it was, and no more than a layer is
+in memory, whatever format the weights come from.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from puna.artifacts import WORK, Artifact, stage
-from puna.config import require, to_json
-from puna.log import track
-from puna.model.checkpoint import QUANTISED, WEIGHTS, WeightFiles, load_config, write_folder
-from puna.model.convert import meta_name
-from puna.model.tensorfile import Pending, TensorFile, pending, write_tensors
-from puna.quant.groups import dequantise_matrix, quantise_matrix
-from puna.tokenizer.carry import has_tokenizer
+from puna import log
+from puna.artifacts import WORK, Artifact, stage, write_atomic
+from puna.config import to_json
+from puna.errors import ArtifactError, ConfigError, DataError
+from puna.model.checkpoint import CONFIG, QUANTISED, WEIGHTS
+from puna.model.conversion import tokenizer_of, write_folder_of
+from puna.model.convert import hf_name
+from puna.model.opening import open_checkpoint
+from puna.model.sizes import LlamaConfig
+from puna.quant import sensitivity
+from puna.quant.budget import CHOICES, Choice, Option, choose, smallest
+from puna.quant.calibrate import calibrate
+from puna.quant.forms import UNQUANTISED, Form, QuantConfig, parse_budget
+from puna.quant.layers import Stored
+from puna.quant.parts import Written, assemble, weights_file_bytes, write_nearest
+from puna.quant.quality import measure
+from puna.quant.sample import ROW, Text, rows_of, texts_of
+from puna.tokenizer.load import AnyTokenizer
 
-UNQUANTISED = 16
+__all__ = ["UNQUANTISED", "QuantConfig", "quantise"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class QuantConfig:
-    """How weights become integers (`groups.py`)."""
-
-    bits: Literal[4, 8] = 4
-    group_size: int = 32  # weights that share a scale
-    embedding_bits: Literal[4, 8, 16] = 8  # of the embedding and the output; 16 keeps them as bfloat16
-
-    def __post_init__(self) -> None:
-        require(self.group_size > 0, f"group_size={self.group_size} must be positive", hint="32, 64 and 128 are usual")
-
-    def bits_of(self, name: str) -> int:
-        """The bits of the matrix that Meta calls `name`."""
-        return self.embedding_bits if name.startswith(("tok_embeddings", "output")) else self.bits
+_PLAN = "plan.json"  # in the work folder: what was chosen under a budget
 
 
 @stage("quantised")
-def quantise(config: QuantConfig, checkpoint: Artifact | Path, *, out: Path) -> dict[str, Any]:
-    """Write the quantised form of `checkpoint` into `out`.
+def quantise(
+    config: QuantConfig, checkpoint: Artifact | Path, calibration: Text = None, heldout: Text = None, *, out: Path
+) -> dict[str, Any]:
+    """Write the quantised form of `checkpoint`, of any format that `model.opening` knows, into `out`.
 
-    Metrics: `parameters`, `bytes` of the weights and `checkpoint_bytes` of those they were made from,
-    `bits_per_weight` over everything, and `relative_error` of each matrix: rms(w - w') / rms(w).
-    Raises `ArtifactError` for a damaged checkpoint, `DataError` for weights that are not finite.
+    `calibration` is the text for calibration and for sensitivities, `heldout` that on which the loss is measured; see
+    `sample.py` for what they may be. Metrics: `parameters`, `bytes` of the weights and `checkpoint_bytes` of those they
+    were made from, `bits_per_weight` over everything, `relative_error` of each matrix (rms(w - w') / rms(w)), its `forms`
+    where they differ, how it was `rounded`, `quality` (see `quality.py`; None without a tokenizer) and, under a budget,
+    `plan`. Raises `ArtifactError` for a damaged checkpoint, `DataError` for weights that are not finite or text that is
+    needed and missing, `ConfigError` for a budget that is too small.
     """
     source = checkpoint.path if isinstance(checkpoint, Artifact) else Path(checkpoint)
-    shape = load_config(source)
     work = out / WORK
     work.mkdir(parents=True, exist_ok=True)
-    with WeightFiles(source) as files:
-        names = sorted(n for n in files.names if meta_name(n) and not (shape.tied and n == "lm_head.weight"))
-        for name in track(names, "quantise", unit="matrices"):
-            if not (work / name).exists():
-                _quantise_one(config, files, name, work / name)
-        checkpoint_bytes = sum(files.bytes(name) for name in names)
-    tokenizer = source if has_tokenizer(source) else None
-    write_folder(shape, tokenizer, out, torch.bfloat16, {QUANTISED: to_json(config)})
-    errors, size = _assemble([work / name for name in names], out / WEIGHTS)
+    with open_checkpoint(source) as opened:
+        shape, weights = opened.config, opened.weights
+        if len(weights.names) < shape.n_layers:
+            found = f"{source} has {len(weights.names):,} tensors and claims {shape.n_layers:,} layers"
+            raise ArtifactError(found, hint="is its configuration another model's?")
+        shapes = {hf_name(name): size for name, size in shape.shapes().items()}
+        weights.expect(shapes)
+        reader, tokenizer = Stored(weights, shape), tokenizer_of(source)
+        write_folder_of(source, shape, out, torch.bfloat16, {QUANTISED: to_json(config)})
+        plan: dict[str, Any] = {}
+        if config.budget:
+            config, plan = _planned(config, shape, reader, _needed(tokenizer, source), calibration, out)
+        forms = {hf_name(name): config.form_of(name) for name in shape.shapes()}
+        _each_nearest(weights, forms, [n for n in forms if n not in _calibrated_names(config, shape)], work)
+        if config.calibrate:
+            tokens = rows_of(
+                texts_of(calibration, "calibration"), _needed(tokenizer, source), config.calibration_tokens, _row(shape)
+            )
+            calibrate(shape, weights, reader, forms, tokens, work)
+        quality = None
+        if config.quality_tokens and tokenizer is None:
+            log.warn(f"{source} has no tokenizer: what quantisation costs is not measured")
+        elif config.quality_tokens:
+            tokens = rows_of(texts_of(heldout, "heldout"), tokenizer, config.quality_tokens, _row(shape))
+            quality = measure(shape, reader, Written(work, shape, forms, reader), tokens, tokenizer.vocab_size)
+        checkpoint_bytes = sum(weights.bytes(name) for name in shapes)
+    errors, ways, size = assemble([work / name for name in sorted(shapes)], out / WEIGHTS)
     return {
         "parameters": shape.parameters,
         "bytes": size,
         "checkpoint_bytes": checkpoint_bytes,
         "bits_per_weight": 8 * size / shape.parameters,
         "relative_error": errors,
+        "rounded": {way: list(ways.values()).count(way) for way in sorted(set(ways.values()))},
+        "quality": quality,
+        **plan,
     }
 
 
-def part_names(name: str) -> tuple[str, str]:
-    """The names of the codes and scales of the matrix `name`."""
-    stem = name.removesuffix("weight")
-    return stem + "codes", stem + "scales"
+def _each_nearest(weights: Any, forms: dict[str, Form], names: list[str], work: Path) -> None:
+    for name in log.track(sorted(names), "quantise", unit="matrices"):
+        if not (work / name).exists():
+            write_nearest(weights, name, forms[name], work / name)
 
 
-def _quantise_one(config: QuantConfig, files: WeightFiles, name: str, out: Path) -> None:
-    """Quantise one tensor into a file of its own."""
-    weight, bits = files.read(name), config.bits_of(meta_name(name))
-    if weight.ndim == 1:
-        write_tensors(out, {name: pending(weight, torch.float32)}, {})
-    elif bits == UNQUANTISED:
-        _write_with_error(out, {name: pending(weight, torch.bfloat16)}, weight, weight.bfloat16())
-    else:
-        packed = quantise_matrix(weight, bits, config.group_size)
-        codes, scales = part_names(name)
-        parts = {codes: pending(packed.codes), scales: pending(packed.scales)}
-        _write_with_error(out, parts, weight, dequantise_matrix(packed))
+def _calibrated_names(config: QuantConfig, shape: LlamaConfig) -> set[str]:
+    """What `calibrate` writes: the layers' matrices, and an output matrix that is not the embedding."""
+    if not config.calibrate:
+        return set()
+    names = {n for n, size in shape.shapes().items() if len(size) == 2 and n.startswith("layers.")}
+    if not shape.tied and config.bits_of("output.weight") != UNQUANTISED:
+        names.add("output.weight")
+    return {hf_name(name) for name in names}
 
 
-def _write_with_error(out: Path, parts: Mapping[str, Pending], weight: torch.Tensor, again: torch.Tensor) -> None:
-    weight = weight.float()
-    error = (weight - again.float()).square().mean().sqrt() / weight.square().mean().sqrt().clamp_min(1e-12)
-    write_tensors(out, parts, {"relative_error": f"{float(error):.6g}"})
+def _row(shape: LlamaConfig) -> int:
+    return min(ROW, shape.context)
 
 
-def _assemble(parts: list[Path], out: Path) -> tuple[dict[str, float], int]:
-    """Join the tensors of all files into one; returns each matrix's error and the bytes of all tensors."""
-    tensors: dict[str, Pending] = {}
-    errors: dict[str, float] = {}
-    size = 0
-    for part in parts:
-        with TensorFile(part) as file:
-            if "relative_error" in file.metadata:
-                errors[part.name] = float(file.metadata["relative_error"])
-            for name, entry in file.entries.items():
-                tensors[name] = (entry.dtype, entry.shape, lambda part=part, name=name: _read(part, name))
-                size += entry.bytes
-    write_tensors(out, tensors, {"format": "pt"})
-    return errors, size
+def _needed(tokenizer: AnyTokenizer | None, source: Path) -> AnyTokenizer:
+    if tokenizer is None:
+        hint = "put its tokenizer.model beside the weights, or quantise without calibration and budget"
+        raise DataError(f"{source} has no tokenizer, so no text can be read", hint=hint)
+    return tokenizer
 
 
-def _read(part: Path, name: str) -> torch.Tensor:
-    with TensorFile(part) as file:
-        return file.read(name)
+def _planned(
+    config: QuantConfig, shape: LlamaConfig, reader: Stored, tokenizer: AnyTokenizer, text: Text, out: Path
+) -> tuple[QuantConfig, dict[str, Any]]:
+    """The configuration with a form for each matrix, and what was chosen, for the metrics. Made once, then remembered."""
+    file = out / WORK / _PLAN
+    if not file.is_file():
+        tokens = rows_of(
+            texts_of(text, "calibration"), tokenizer, config.sensitivity_tokens, min(sensitivity.ROW, shape.context)
+        )
+        damages = sensitivity.measure_damages(shape, reader, tokens, CHOICES)
+        sizes = shape.shapes()
+        options = {n: [Option(f, f.bytes(sizes[n]), d) for f, d in found.items()] for n, found in damages.items()}
+        write_atomic(file, json.dumps(_fit(config, shape, options, out)))
+    plan = json.loads(file.read_text())
+    config = config.with_forms({name: Form.parse(row["form"]) for name, row in plan["forms"].items()})
+    _write_forms(out, config)
+    return config, plan
+
+
+def _fit(config: QuantConfig, shape: LlamaConfig, options: dict[str, list[Option]], out: Path) -> dict[str, Any]:
+    """Choose until everything fits: a size counts all files of the folder but the manifest, bits per weight the tensors."""
+    value, unit = parse_budget(config.budget)
+    budget = int(value * shape.parameters / 8 if unit == "bpw" else value)
+    forms = {name: min(found, key=lambda o: o.bytes).form for name, found in options.items()}
+    room = budget - _around(config, shape, forms, unit, out)
+    if smallest(options) > room:
+        least = smallest(options) + budget - room
+        size = f"{math.ceil(8e4 * least / shape.parameters) / 1e4}bpw" if unit == "bpw" else f"{least:,} bytes"
+        raise ConfigError(f"the budget {config.budget} is too small", hint=f"the smallest that this can be is {size}")
+    while True:
+        chosen = choose(options, room)
+        forms = {name: choice.option.form for name, choice in chosen.items()}
+        size = sum(choice.option.bytes for choice in chosen.values()) + _around(config, shape, forms, unit, out)
+        if size <= budget:
+            break
+        room -= size - budget
+    return {
+        "forms": {name: _row_of(choice) for name, choice in chosen.items()},
+        "predicted_kl": sum(choice.option.damage for choice in chosen.values()),
+        "budget_bytes": budget,
+    }
+
+
+def _around(config: QuantConfig, shape: LlamaConfig, forms: dict[str, Form], unit: str, out: Path) -> int:
+    """The bytes beside the matrices: norms and, of a size, the weights' header and all other files."""
+    sizes = shape.shapes()
+    if unit == "bpw":
+        return sum(Form(UNQUANTISED).bytes(size) for size in sizes.values() if len(size) == 1)
+    _write_forms(out, config.with_forms(forms))
+    every = {hf_name(name): forms.get(name, Form(UNQUANTISED)) for name in sizes}
+    whole = weights_file_bytes({hf_name(name): size for name, size in sizes.items()}, every)
+    others = sum(p.stat().st_size for p in out.iterdir() if p.is_file() and p.name != WEIGHTS and p.name[0] != ".")
+    return whole - sum(form.bytes(sizes[name]) for name, form in forms.items()) + others
+
+
+def _row_of(choice: Choice) -> dict[str, Any]:
+    return {
+        "form": str(choice.option.form),
+        "bytes": choice.option.bytes,
+        "damage": choice.option.damage,
+        "gain_per_mb": choice.gain,
+        "next_gain_per_mb": choice.next_gain,
+    }
+
+
+def _write_forms(out: Path, config: QuantConfig) -> None:
+    """Say in config.json how each matrix is stored."""
+    data = json.loads((out / CONFIG).read_text())
+    data[QUANTISED] = to_json(config)
+    write_atomic(out / CONFIG, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

@@ -129,7 +129,7 @@ def run(c: Tiny, out: Path) -> Artifact:
 
         keep(measure_bits(c.bits_bf16, best, text, out=out / "11-bf16-bits"))
         for bits, config in ((8, c.int8), (4, c.int4)):
-            small = keep(quantise(config, best, out=out / f"12-int{bits}"))
+            small = keep(quantise(config, best, None, text, out=out / f"12-int{bits}"))
             keep(measure_bits(c.bits, small, text, out=out / f"12-int{bits}-bits"))
         companion(dialogs, world).write(out)
         return finish(write_report, c.report, model=best)

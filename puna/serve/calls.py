@@ -1,7 +1,7 @@
 """From OpenAI's requests to ours: the JSON of a call becomes the `chat.Request`s that answer it.
 
     messages[] + tools[]  -> Dialog        system and developer -> system, tool -> ipython (Llama 3.1's role for results)
-    temperature, stop, …  -> Sampling      vendor fields top_k and min_p go beside OpenAI's own (`extra_body`)
+    temperature, stop, …  -> Sampling      and the form of the answer (`settings.py`)
     n, prompt[]           -> one Request per choice, seeds seed, seed + 1, …
 
 What cannot be honoured is refused, never dropped: a prompt longer than the context, an option this server does not
@@ -10,14 +10,13 @@ have, an image. Fan-out is bounded (`MAX_CHOICES`), since each choice occupies t
 
 import dataclasses
 import re
-import secrets
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from puna import chat
-from puna.chat import Dialog, Message, Request, Sampling, ToolCall
+from puna.chat import Dialog, Message, Request, ToolCall
 from puna.errors import PunaError
-from puna.serve import knobs
+from puna.serve import settings
 from puna.serve.fields import ApiError, Fields, parse_json, refuse
 from puna.tokenizer.calls import BUILTIN_TOOLS, CODE_INTERPRETER, write_call
 from puna.tokenizer.formats import DialogFormat
@@ -26,7 +25,6 @@ MAX_CHOICES = 16  # of one call: n, times the number of prompts
 MAX_MESSAGES = 2048
 MAX_TOOLS = 64
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions
-LEAST_TOP_P = 1e-6
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 CALL_ID = re.compile(f"call_({'|'.join(get_args(chat.Dialect))})_[0-9a-f]{{24}}")
 # Fields that concern OpenAI's own service (billing, storage, caching): accepted, without effect on the answer.
@@ -60,19 +58,17 @@ def chat_call(body: Any, engine: Any, model: str) -> Call:
     _check_model(fields, model)
     tools = _tools(fields)
     dialog = _dialog(fields, tools, engine.format)
-    sampling = _sampling(fields)
+    request = _request(fields, engine, logprobs=settings.chat_logprobs(fields), dialog=dialog)
+    if tools and request.structure:
+        refuse("tools and a form of the answer exclude each other: a call has a form of its own", "response_format")
     limit = fields.integer("max_completion_tokens", 1, 1_000_000)
     older = fields.integer("max_tokens", 1, 1_000_000)
     choices = fields.integer("n", 1, MAX_CHOICES) or 1
     stream, include_usage = _streaming(fields)
-    _no_logprobs(fields, "logprobs", False)
-    fields.unsupported("top_logprobs", 0)
-    fields.unsupported("response_format", {"type": "text"}, instead="only plain text can be asked for")
     fields.unsupported("modalities", ["text"])
     for absent in ("audio", "prediction", "functions", "function_call", "web_search_options", "reasoning_effort"):
         fields.unsupported(absent)
     fields.done()
-    request = Request(dialog=dialog, sampling=sampling)
     count = _count(engine, request, "messages")
     request = _limited(request, limit or older, engine.config.context - count)
     return Call(
@@ -89,21 +85,21 @@ def completion_call(body: Any, engine: Any, model: str) -> Call:
     fields = Fields(body)
     _check_model(fields, model)
     prompts = _prompts(fields)
-    sampling = _sampling(fields)
+    logprobs = settings.completion_logprobs(fields)
+    echo = fields.flag("echo")
+    asked = _request(fields, engine, logprobs=logprobs, prompt_logprobs=logprobs if echo else None)
     limit = fields.integer("max_tokens", 1, 1_000_000) or DEFAULT_COMPLETION_TOKENS
     choices = fields.integer("n", 1, MAX_CHOICES) or 1
     if choices * len(prompts) > MAX_CHOICES:
         refuse(f"{len(prompts)} prompts with n={choices}: at most {MAX_CHOICES} answers in one call", "n")
     stream, include_usage = _streaming(fields)
-    echo = fields.flag("echo")
-    _no_logprobs(fields, "logprobs")
     fields.unsupported("best_of", 1, instead="ask for n answers and choose")
     fields.unsupported("suffix", "", instead="the model only continues a text at its end")
     fields.done()
     requests: list[Request] = []
     counts = []
     for prompt in prompts:
-        request = Request(prompt=prompt, sampling=sampling)
+        request = dataclasses.replace(asked, prompt=prompt)
         counts.append(_count(engine, request, "prompt"))
         request = _limited(request, limit, engine.config.context - counts[-1])
         requests += _choices(request, choices)
@@ -130,36 +126,16 @@ def _check_model(fields: Fields, model: str) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-def _sampling(fields: Fields) -> Sampling:
-    drawn = {name: fields.number(name, *_bounds(name)) for name in ("temperature", "top_p", "min_p")}
-    drawn["top_k"] = fields.integer("top_k", *_bounds("top_k"))
-    drawn["seed"] = fields.integer("seed", -(2**63), knobs.LAST_SEED)
-    seed = secrets.randbits(63) if drawn["seed"] is None else drawn["seed"] % 2**63
-    given = {name: value for name, value in drawn.items() if value is not None}
-    if "top_p" in given:  # OpenAI's API allows 0: the likeliest token
-        given["top_p"] = max(given["top_p"], LEAST_TOP_P)
-    for penalty in ("frequency_penalty", "presence_penalty"):
-        fields.unsupported(penalty, 0)
-    fields.unsupported("logit_bias", {})
+def _request(fields: Fields, engine: Any, *, dialog: Dialog = (), **wanted: Any) -> Request:
+    """A request without a prompt, drawn as the call says and with the log-probabilities `wanted`."""
+    drawn = settings.sampling(fields, engine.tokenizer.vocab_size)
     fields.ignore(*SERVICE_FIELDS)
-    return dataclasses.replace(knobs.DEFAULT, **{**given, "seed": seed, "stop": _stops(fields)})
-
-
-def _bounds(name: str) -> tuple[Any, Any]:
-    return 0 if name == "top_p" else knobs.KNOBS[name].low, knobs.KNOBS[name].high
-
-
-def _stops(fields: Fields) -> tuple[str, ...]:
-    value = fields.take("stop", [])
-    stops = [value] if isinstance(value, str) else value
-    accepted = isinstance(stops, list) and all(isinstance(s, str) and 0 < len(s) <= knobs.LONGEST_STOP for s in stops)
-    if not accepted or len(stops) > knobs.MAX_STOPS:
-        refuse(
-            f"stop must be a string or at most {knobs.MAX_STOPS} strings of 1 to {knobs.LONGEST_STOP} characters",
-            "stop",
-            "invalid_value",
-        )
-    return tuple(stops)
+    return Request(
+        dialog=dialog,
+        sampling=dataclasses.replace(drawn, **wanted),
+        structure=settings.structure(fields),
+        owner=settings.owner(fields),
+    )
 
 
 def _streaming(fields: Fields) -> tuple[bool, bool]:
@@ -174,10 +150,6 @@ def _streaming(fields: Fields) -> tuple[bool, bool]:
     options.ignore("include_obfuscation")
     options.done()
     return stream, include_usage
-
-
-def _no_logprobs(fields: Fields, name: str, *neutral: Any) -> None:
-    fields.unsupported(name, *neutral, instead="this server does not report log-probabilities of tokens")
 
 
 def _prompts(fields: Fields) -> list[str]:

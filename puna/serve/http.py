@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from puna import __version__, log
-from puna.chat import ToolCall
+from puna.chat import TokenChoice, ToolCall
 from puna.config import require
 from puna.errors import MissingExtra, PunaError
 from puna.serve import replies
@@ -234,17 +234,20 @@ class Face:
             speeches = [replies.Speech(call.tools, self.engine.format.reader(call.tools)) for _ in call.requests]
         else:
             speeches = [replies.Speech(None) for _ in call.requests]
+        unsaid: list[list[TokenChoice]] = [[] for _ in call.requests]  # log-probabilities of text that is kept back
         completions = []
         try:
             for chunk in reply.opening():
                 yield replies.event(chunk)
             async for index, piece in ticket:
+                unsaid[index] += piece.tokens
                 if text := speeches[index].say(piece.text):
-                    yield replies.event(reply.chunk(index, content=text))
+                    yield replies.event(reply.chunk(index, content=text, tokens=unsaid[index]))
+                    unsaid[index] = []
                 if piece.completion is not None:
                     completions.append(piece.completion)
                     rest, calls = speeches[index].finish(piece.completion)
-                    for chunk in reply.closing(index, rest, calls, piece.completion):
+                    for chunk in reply.closing(index, rest, calls, piece.completion, unsaid[index]):
                         yield replies.event(chunk)
             if call.include_usage:
                 yield replies.event(reply.tally(completions, ticket))

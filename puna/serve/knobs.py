@@ -30,6 +30,12 @@ KNOBS = {
     "top_p": Knob(kind=float, low=0.01, high=1, meaning="draw from the likeliest tokens that make up this probability"),
     "top_k": Knob(kind=int, low=0, high=1_000_000, meaning="draw from this many of the likeliest tokens (0: all)"),
     "min_p": Knob(kind=float, low=0, high=1, meaning="drop tokens below this share of the likeliest's probability"),
+    "repetition_penalty": Knob(
+        kind=float, low=0.01, high=10, meaning="divide the logits of tokens seen before (1: off)"
+    ),
+    "presence_penalty": Knob(kind=float, low=-2, high=2, meaning="against tokens that the answer has already"),
+    "frequency_penalty": Knob(kind=float, low=-2, high=2, meaning="the same, by how often it has them"),
+    "min_tokens": Knob(kind=int, low=0, high=1_000_000, meaning="the shortest answer"),
     "seed": Knob(kind=int, low=0, high=LAST_SEED, meaning="the same seed gives the same answer"),
     "max_tokens": Knob(kind=int, low=1, high=1_000_000, meaning="the longest answer"),
 }

@@ -15,13 +15,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from puna import __version__
-from puna.chat import Completion, ToolCall
+from puna.chat import Completion, TokenChoice, ToolCall
 from puna.serve.calls import Call
 from puna.serve.fields import ApiError
 from puna.serve.worker import Ticket
 from puna.tokenizer.call_stream import Event, MessageStream
 from puna.tokenizer.calls import TAGGED
 from puna.tokenizer.formats import Reader
+
+Tokens = Sequence[TokenChoice]
 
 
 class Speech:
@@ -97,10 +99,13 @@ class Reply:
         prompt = self.call.prompt_tokens
         return {"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn}
 
-    def chunk(self, index: int, finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
-        """One chunk of a stream, for one choice."""
+    def chunk(
+        self, index: int, finish_reason: str | None = None, *, tokens: Tokens = (), **delta: Any
+    ) -> dict[str, Any]:
+        """One chunk of a stream, for one choice; `tokens` are those whose log-probabilities go with it."""
         says = {"delta": delta} if self.is_chat else {"text": delta.get("content", "")}
-        choice = {"index": index, **says, "logprobs": None, "finish_reason": finish_reason}
+        logprobs = self._logprobs(index, tokens) if tokens else None
+        choice = {"index": index, **says, "logprobs": logprobs, "finish_reason": finish_reason}
         return self._chunk([choice], {"usage": None} if self.call.include_usage else {})
 
     def opening(self) -> Iterator[dict[str, Any]]:
@@ -111,10 +116,12 @@ class Reply:
             elif self.call.echo:
                 yield self.chunk(index, content=self.call.echo[index])
 
-    def closing(self, index: int, rest: str, calls: tuple[ToolCall, ...], completion: Completion) -> Iterator[dict]:
-        """The last chunks of one choice."""
-        if rest:
-            yield self.chunk(index, content=rest)
+    def closing(
+        self, index: int, rest: str, calls: tuple[ToolCall, ...], completion: Completion, tokens: Tokens = ()
+    ) -> Iterator[dict]:
+        """The last chunks of one choice; `tokens` are those whose log-probabilities were not shown."""
+        if rest or tokens:
+            yield self.chunk(index, content=rest, tokens=tokens)
         if calls:
             numbered = [{"index": i, **call} for i, call in enumerate(tool_calls(calls))]
             yield self.chunk(index, tool_calls=numbered)
@@ -132,7 +139,9 @@ class Reply:
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         if not self.is_chat:
             text = "".join((*self.call.echo[index : index + 1], completion.text))
-            return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason(completion, ())}
+            tokens = (*completion.prompt_choices, *completion.tokens)
+            logprobs = self._logprobs(index, tokens)
+            return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(completion, ())}
         content, calls = visible(completion, self.call.tools)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if calls:
@@ -140,9 +149,36 @@ class Reply:
         return {
             "index": index,
             "message": message,
-            "logprobs": None,
+            "logprobs": self._logprobs(index, completion.tokens),
             "finish_reason": finish_reason(completion, calls),
         }
+
+    def _logprobs(self, index: int, tokens: Tokens) -> dict[str, Any] | None:
+        """The tokens' log-probabilities in the form of the call; None where they were not asked for."""
+        if self.call.requests[index].sampling.logprobs is None:
+            return None
+        return chat_logprobs(tokens) if self.is_chat else completion_logprobs(tokens)
+
+
+def chat_logprobs(tokens: Tokens) -> dict[str, Any]:
+    """As /v1/chat/completions has them."""
+
+    def entry(choice: TokenChoice) -> dict[str, Any]:
+        text = choice.data.decode(errors="replace")
+        return {"token": text, "logprob": choice.logprob, "bytes": list(choice.data)}
+
+    return {"content": [{**entry(t), "top_logprobs": [entry(o) for o in t.top]} for t in tokens], "refusal": None}
+
+
+def completion_logprobs(tokens: Tokens) -> dict[str, Any]:
+    """As /v1/completions has them; offsets count characters from the first of these tokens."""
+    texts = [t.data.decode(errors="replace") for t in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [t.logprob for t in tokens],
+        "top_logprobs": [{o.data.decode(errors="replace"): o.logprob for o in t.top} for t in tokens],
+        "text_offset": [sum(map(len, texts[:i])) for i in range(len(texts))],
+    }
 
 
 def finish_reason(completion: Completion, calls: tuple[ToolCall, ...]) -> str:

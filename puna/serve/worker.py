@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from puna.chat import Completion, Request
-from puna.errors import PunaError
+from puna.errors import BusyError, PunaError
 from puna.serve.fields import ApiError
 
 log = logging.getLogger(__name__)
@@ -105,13 +105,7 @@ class Worker:
                 raise shutting_down()
             self._waiting = deque(place for place in self._waiting if not place[0].cancelled)
             if len(self._waiting) + len(ticket.requests) > self.queue:
-                raise ApiError(
-                    503,
-                    f"the server is busy: {len(self._waiting)} requests are waiting, at most {self.queue} may",
-                    kind="server_error",
-                    code="overloaded",
-                    headers={"Retry-After": "2"},
-                )
+                raise overloaded(f"{len(self._waiting)} requests are waiting, at most {self.queue} may")
             self._waiting.extend((ticket, index) for index in range(len(ticket.requests)))
             self._wake.notify()
         return ticket
@@ -161,6 +155,8 @@ class _Active:
             return False
         try:
             piece = next(self._pieces)
+        except BusyError as error:
+            return self.end(overloaded(error.message))
         except PunaError as error:
             return self.end(ApiError(400, str(error)))
         except Exception:
@@ -181,6 +177,12 @@ def _pieces(engine: Any, request: Request) -> Iterator[Any]:
     """The engine's stream as a generator, so that an error in starting it surfaces where pieces are taken."""
     yield from engine.stream(request)
     raise RuntimeError("the engine's stream ended without a completion")
+
+
+def overloaded(why: str) -> ApiError:
+    """What a client gets for whom there is no room now."""
+    busy = f"the server is busy: {why}"
+    return ApiError(503, busy, kind="server_error", code="overloaded", headers={"Retry-After": "2"})
 
 
 def shutting_down() -> ApiError:

@@ -44,6 +44,14 @@ def mixed_requests() -> list[Request]:
     return prompts + dialogs
 
 
+def watched(engine: Engine) -> list[int]:
+    """How many sequences each forward reads."""
+    widths: list[int] = []
+    forward = engine._runner.forward
+    engine._runner.forward = lambda spans: (widths.append(len(spans)), forward(spans))[1]
+    return widths
+
+
 def close(a: Completion, b: Completion) -> bool:
     same = (a.text, a.message, a.finish_reason, a.prompt_tokens, a.completion_tokens) == (
         b.text, b.message, b.finish_reason, b.prompt_tokens, b.completion_tokens,
@@ -73,17 +81,9 @@ def test_a_mixed_batch_gives_each_request_what_it_gets_alone(model, tokenizer, s
 def test_the_cache_budget_limits_the_batch_and_changes_no_answer(model, tokenizer):
     requests = mixed_requests()
     tight = Engine(model, tokenizer, slots=64, cache_bytes=CONFIG.kv_bytes_per_token(4) * 100)
-    peak = 0
-    step = tight._step
-
-    def watched() -> None:
-        nonlocal peak
-        step()
-        peak = max(peak, len(tight._scheduler.running))
-
-    tight._step = watched
+    widths = watched(tight)
     answers = tight.generate(requests)
-    assert 1 <= peak < 5
+    assert 1 <= max(widths) <= 6
     assert all(close(a, b) for a, b in zip(answers, Engine(model, tokenizer).generate(requests)))
 
 
@@ -112,18 +112,27 @@ def test_samples_of_one_prompt_read_it_once_and_are_each_what_they_are_alone(mod
     ]
     alone = [Engine(model, tokenizer).generate([request])[0] for request in requests]
     engine = Engine(model, tokenizer, slots=16)
-    read: list[int] = []
-    original = engine._runner._read
-    engine._runner._read = lambda prompts, *rest: (read.append(len(prompts)), original(prompts, *rest))[1]
+    widths = watched(engine)
     assert all(close(a, b) for a, b in zip(alone, engine.generate(requests)))
-    assert sum(read) == 3 and len({c.text for c in alone}) > 9
+    assert widths[0] == 3 and widths[1] == 12 and len({c.text for c in alone}) > 9
 
 
-def test_a_long_prompt_is_read_in_chunks_to_the_same_answer(model, tokenizer, monkeypatch):
+def test_a_long_prompt_is_read_in_pieces_to_the_same_answer(model, tokenizer):
     requests = [Request(prompt=p, sampling=Sampling(max_tokens=12)) for p in ("x" * 50, "x" * 45, "y" * 41)]
     whole = Engine(model, tokenizer).generate(requests)
-    monkeypatch.setattr("puna.inference.runner.PREFILL_CHUNK", 7)
-    assert all(close(a, b) for a, b in zip(whole, Engine(model, tokenizer).generate(requests)))
+    assert all(close(a, b) for a, b in zip(whole, Engine(model, tokenizer, step_tokens=3).generate(requests)))
+
+
+def test_a_long_prompt_does_not_stall_an_answer_that_is_being_made(model, tokenizer):
+    engine = Engine(model, tokenizer, step_tokens=8)
+    talking = engine.stream(Request(prompt="the", sampling=Sampling(max_tokens=40, ignore_end=True)))
+    next(talking)
+    steps: list[list[int]] = []
+    forward = engine._runner.forward
+    engine._runner.forward = lambda spans: (steps.append([len(s.tokens) for s in spans]), forward(spans))[1]
+    reading = engine.stream(Request(prompt="x" * 60, sampling=Sampling(max_tokens=1)))
+    next(reading)
+    assert len(steps) > 7 and all(1 in step and sum(step) <= 8 for step in steps)
 
 
 def test_the_answer_ends_where_the_context_does(engine):
@@ -157,12 +166,12 @@ def test_a_stream_shows_what_generate_returns(engine):
 def scripted(engine: Engine, ids: list[int]) -> None:
     """Make the engine draw these tokens whatever the model says."""
 
-    def draw(sequences, _logits):
-        for s in sequences:
-            token = ids[len(s.drawn)]
-            s.append(token, -1.0, engine._text(token))
+    def draw(rows, _logits):
+        for s, _ in rows:
+            token = ids[s.count]
+            s.append(token, -1.0, engine._drawing.text(token))
 
-    engine._draw = draw
+    engine._drawing.draw = draw
 
 
 def test_a_stream_never_shows_half_a_character(engine):
@@ -193,8 +202,8 @@ def test_logprob_is_the_sum_over_the_drawn_tokens_at_temperature_one(engine, mod
     sampling = Sampling(temperature=0.7, top_k=5, seed=8, max_tokens=12)
     ids = [tokenizer.bos, *tokenizer.encode("the")]
     sequence = engine._sequence(Request(prompt="the", sampling=sampling))
-    engine._scheduler.waiting.append(sequence)
-    engine._advance(lambda: sequence.done)
+    engine._submit([sequence])
+    engine._turns.until(lambda: sequence.done)
     assert len(sequence.drawn) > 3
     tokens = torch.tensor([ids + sequence.drawn])
     with torch.no_grad():
@@ -239,14 +248,7 @@ def test_a_call_that_was_cut_short_is_not_reported_as_a_call(engine, tokenizer):
 def test_streams_of_many_threads_run_in_one_batch_and_get_their_own_answers(engine):
     requests = mixed_requests()
     expected = engine.generate(requests)
-    widths: list[int] = []
-    step = engine._step
-
-    def watched() -> None:
-        step()
-        widths.append(len(engine._scheduler.running))
-
-    engine._step = watched
+    widths = watched(engine)
     answers: dict[int, Completion] = {}
     ready = threading.Barrier(len(requests))
 
@@ -264,21 +266,20 @@ def test_streams_of_many_threads_run_in_one_batch_and_get_their_own_answers(engi
     assert max(widths) > 3
 
 
-def test_a_stream_that_is_closed_leaves_its_slot_to_others(engine):
+def test_a_stream_that_is_closed_gives_up_its_place_and_its_blocks_at_once(engine):
     stream = engine.stream(Request(prompt="x", sampling=Sampling(max_tokens=60)))
     next(stream)
     assert len(engine._scheduler.running) == 1
     stream.close()
-    engine.generate([Request(prompt="y", sampling=Sampling(max_tokens=2))])
     assert not engine._scheduler.running and not engine._scheduler.waiting
-    assert engine._runner.cache.bytes == 0
+    assert engine._cache.free == engine._cache.blocks
 
 
 def test_an_error_in_a_step_reaches_every_caller_and_the_engine_goes_on_after_it(engine, monkeypatch):
     stream = engine.stream(Request(prompt="x", sampling=Sampling(max_tokens=60)))
     next(stream)
     with monkeypatch.context() as patched:
-        patched.setattr(engine._runner, "decode", lambda *_: 1 / 0)
+        patched.setattr(engine._runner, "forward", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.generate([Request(prompt="y", sampling=Sampling(max_tokens=5))])
     with pytest.raises(ZeroDivisionError):
@@ -300,10 +301,11 @@ def test_a_quantised_model_is_an_engine_too_packed_or_expanded(model, tokenizer,
     write_ranks(tmp_path / "tokenizer.model", tokenizer.ranks)
     save_model(model, tmp_path, tmp_path / "model")
     made = quantise(QuantConfig(bits=bits), tmp_path / "model", out=tmp_path / "quantised")
-    packed = Engine(load_quantised(made.path, expand=False), tokenizer)
+    model = load_quantised(made.path, expand=False)
+    packed = Engine(model, tokenizer)
     requests = mixed_requests()
     assert all(close(a, b) for a, b in zip(Engine.load(made.path).generate(requests), packed.generate(requests)))
-    expected = greedy_without_cache(packed.model, tokenizer, "the sea", 30)
+    expected = greedy_without_cache(model, tokenizer, "the sea", 30)
     [answer] = packed.generate([Request(prompt="the sea", sampling=Sampling(max_tokens=30))])
     assert answer.text == tokenizer.decode(t for t in expected if t not in tokenizer.stop_ids)
 

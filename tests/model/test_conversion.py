@@ -1,14 +1,17 @@
 """Conversion: every way round leaves weights and token ids as they were, and nothing half-made."""
 
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from puna.errors import ArtifactError, ConfigError
 from puna.model import conversion
-from puna.model.checkpoint import save_model
+from puna.model.checkpoint import empty_model, save_model
 from puna.model.conversion import convert
 from puna.model.inspect import inspect
 from puna.model.llama import Llama
@@ -97,3 +100,37 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(source, tmp_path, monkeypa
     with pytest.raises(OSError, match="disk full"):
         convert(source, tmp_path / "c", "meta")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from puna.model.conversion import convert
+# Of this program alone; what getrusage tells begins with the memory of the process that started it.
+peak = lambda: next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
+convert(Path(sys.argv[5]), Path(sys.argv[5] + "-out"), sys.argv[3], sys.argv[4])  # loads what is loaded on first use
+before = peak()
+convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read as Linux tells it")
+@pytest.mark.parametrize(("to", "form"), [("gguf", "Q8_0"), ("huggingface", "F32"), ("meta", "BF16")])
+def test_converting_takes_no_more_memory_than_the_target_is_large(tmp_path, to, form):
+    """Quantised kinds are made from float32, which is four times their size: so the model must never be there whole."""
+    config = replace(SHAPE, dim=1024, ffn_dim=4096, n_heads=16, n_kv_heads=16, head_dim=64, n_layers=8)
+    model = empty_model(config, torch.bfloat16)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    save_model(model, None, tmp_path / "source")
+    save_model(Llama(SHAPE).init_weights(0), None, tmp_path / "tiny")
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "source"), str(tmp_path / "out"), to, form, str(tmp_path / "tiny")],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    out = tmp_path / "out"
+    size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
+    assert size > 130e6
+    assert int(done.stdout.splitlines()[-1]) < (1.1 * size if to == "meta" else 0.6 * size)

@@ -135,6 +135,15 @@ def test_a_model_for_which_there_is_no_memory_is_a_message(tmp_path, capsys, mon
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:123] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(Llama, "to_empty", no_memory)
-    assert main(["convert", str(path), str(tmp_path / "out"), "--to", "meta"]) == 1
+    assert main(["verify", str(path), str(path)]) == 1
     assert "there is no memory for a model of" in capsys.readouterr().err
+    assert main(["convert", str(path), str(tmp_path / "streamed"), "--to", "meta"]) == 0  # never has the model whole
+
+    def no_pages(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("puna.model.checkpoint._PIECE_BYTES", 64)  # a row at a time
+    monkeypatch.setattr("mmap.mmap", no_pages)
+    assert main(["convert", str(path), str(tmp_path / "out"), "--to", "meta"]) == 1
+    assert "there is no memory for a tensor of" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -57,3 +57,8 @@ def test_only_from_3_1_on_positions_are_stretched_and_only_3_2_is_tied():
     assert {n for n, c in SIZES.items() if c.tied} == {"llama-3.2-1b", "llama-3.2-3b"}
     assert {c.rope_scaling.factor for n, c in SIZES.items() if "3.2" in n} == {32.0}
     assert {c.rope_theta for n, c in SIZES.items() if n[6] in "12"} == {10_000.0}
+
+
+def test_only_the_small_models_of_llama_1_divide_by_a_smaller_epsilon():
+    assert {n for n, c in SIZES.items() if c.norm_eps == 1e-6} == {"llama-1-7b", "llama-1-13b", "llama-1-33b"}
+    assert {c.norm_eps for c in SIZES.values()} == {1e-6, 1e-5}

@@ -82,3 +82,38 @@ def test_four_bits_in_groups_of_32_take_four_and_a_half():
     assert 8 * quantise_matrix(weight, 4, 32).bytes / weight.numel() == 4.5
     assert 8 * quantise_matrix(weight, 8, 32).bytes / weight.numel() == 8.5
     assert 8 * quantise_matrix(weight, 4, 128).bytes / weight.numel() == 4.125
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_offsets_help_where_weights_lie_on_one_side(bits):
+    weight = normal().abs() + 0.05
+    plain, shifted = (
+        float((weight - dequantise_matrix(quantise_matrix(weight, bits, 64, offset=o))).norm()) for o in (False, True)
+    )
+    assert shifted < 0.6 * plain
+
+
+@given(
+    st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 8]), st.sampled_from([5, 32, 64]), st.integers(0, 100)
+)
+@settings(max_examples=40, deadline=None)
+def test_with_offsets_every_weight_comes_back_within_some_steps(rows, columns, bits, group, seed):
+    weight = normal(rows, columns, seed)
+    packed = quantise_matrix(weight, bits, group, offset=True)
+    assert packed.offsets.shape == packed.scales.shape and packed.offsets.dtype == torch.float16
+    again = dequantise_matrix(packed)
+    steps = packed.scales.float().abs().repeat_interleave(group, 1)[:, :columns]
+    assert again.shape == weight.shape
+    assert ((again - weight).abs() <= 3 * steps + 1e-4).all()  # the narrowed range clips its ends a little
+
+
+def test_importance_moves_the_error_to_the_columns_that_do_not_matter():
+    weight, importance = normal(), torch.ones(256)
+    importance[::7] = 100
+    for offset in (False, True):
+        plain, weighted = (
+            (weight - dequantise_matrix(quantise_matrix(weight, 4, 64, offset=offset, importance=i))).square()
+            for i in (None, importance)
+        )
+        assert (weighted * importance).sum() < 0.9 * (plain * importance).sum()
+        assert weighted.sum() > plain.sum()

@@ -84,19 +84,19 @@ def test_the_relative_error_names_every_matrix_once(checkpoint, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_in_the_same_bytes(checkpoint, tmp_path, monkeypatch):
     whole = quantise(QuantConfig(), checkpoint, out=tmp_path / "whole")
     done: list[str] = []
-    one = puna.quant.stage._quantise_one
+    one = puna.quant.stage.write_nearest
 
-    def interrupted(config, files, name, out):
+    def interrupted(weights, name, form, out):
         if len(done) == 5:
             raise KeyboardInterrupt
-        one(config, files, name, out)
+        one(weights, name, form, out)
         done.append(name)
 
-    monkeypatch.setattr(puna.quant.stage, "_quantise_one", interrupted)
+    monkeypatch.setattr(puna.quant.stage, "write_nearest", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quantise(QuantConfig(), checkpoint, out=tmp_path / "part")
     again: list[str] = []
-    monkeypatch.setattr(puna.quant.stage, "_quantise_one", lambda *a: (again.append(a[2]), one(*a)))
+    monkeypatch.setattr(puna.quant.stage, "write_nearest", lambda *a: (again.append(a[1]), one(*a)))
     resumed = quantise(QuantConfig(), checkpoint, out=tmp_path / "part")
     assert not set(again) & set(done) and len(again) > 5
     assert files(resumed.path) == files(whole.path) and resumed.metrics == whole.metrics

@@ -15,6 +15,7 @@ from puna.tokenizer.formats import dialog_format
 class Piece:
     text: str = ""
     completion: Completion | None = None
+    tokens: tuple = ()
 
 
 @dataclass(frozen=True)

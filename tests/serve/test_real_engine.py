@@ -70,3 +70,42 @@ def test_a_conversation_runs_and_stops(engine):
     assert conversation.messages[-1].content == text
     list(conversation.retry())
     assert conversation.messages[-1].role == "assistant"
+
+
+def test_log_probabilities_come_with_the_answer_streamed_or_whole(engine, client):
+    connected = client(engine)
+    settings = {"model": "tiny", "messages": HELLO, "seed": 3, "max_tokens": 12, "logprobs": True, "top_logprobs": 2}
+    whole = connected.chat.completions.create(**settings).choices[0].logprobs.content
+    chunks = list(connected.chat.completions.create(**settings, stream=True))
+    streamed = [t for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content]
+    assert streamed == whole and len(whole) > 3
+    assert all(len(t.top_logprobs) == 2 and t.logprob <= t.top_logprobs[0].logprob for t in whole)
+    plain = connected.completions.create(model="tiny", prompt="abcd", echo=True, logprobs=1, max_tokens=3, seed=1)
+    assert plain.choices[0].logprobs.tokens[:4] == list("abcd")
+    assert len(plain.choices[0].logprobs.token_logprobs) == 4 + plain.usage.completion_tokens
+
+
+def test_biases_and_forms_reach_the_engine(engine, client):
+    connected = client(engine)
+    settings = {"model": "tiny", "messages": HELLO, "max_tokens": 30, "seed": 1}
+    answer = connected.chat.completions.create(**settings, logit_bias={"120": 100})
+    assert answer.choices[0].message.content == "x" * 30
+    pytest.importorskip("llguidance")
+    schema = {"name": "answer", "schema": {"enum": ["yes", "no"]}}
+    formed = {"response_format": {"type": "json_schema", "json_schema": schema}}
+    assert connected.chat.completions.create(**settings, **formed).choices[0].message.content in ('"yes"', '"no"')
+    with pytest.raises(openai.BadRequestError, match="regex"):
+        connected.chat.completions.create(**settings, extra_body={"structured_outputs": {"regex": "("}})
+
+
+def test_an_engine_that_is_full_is_a_server_that_is_busy(engine, client):
+    tokenizer = engine.tokenizer
+    full = Engine(engine._runner, tokenizer, slots=1, queue=0)
+    held = full.stream(Request(prompt="a", sampling=Sampling(max_tokens=200, ignore_end=True)))
+    next(held)
+    connected = client(full)
+    with pytest.raises(openai.InternalServerError) as caught:
+        connected.completions.create(model="tiny", prompt="b")
+    assert (caught.value.status_code, caught.value.code) == (503, "overloaded")
+    held.close()
+    assert connected.completions.create(model="tiny", prompt="b").choices

@@ -47,11 +47,22 @@ def refusal(body, read=chat_call):
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stop": [""]}, "stop"),
         ({"seed": 2**64}, "seed"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 1}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {"100000": 1}}, "logit_bias"),
+        ({"logit_bias": {"²": 1}}, "logit_bias"),
+        ({"logit_bias": [5]}, "logit_bias"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": []}}}, "response_format.json_schema.schema"),
+        ({"structured_outputs": {"regex": "a", "grammar": "b"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        ({"cache_salt": "x" * 257}, "cache_salt"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
@@ -71,7 +82,8 @@ def test_a_chat_field_that_cannot_be_honoured_is_refused_by_name(change, param):
         ({"prompt": []}, "prompt"),
         ({"prompt": [1, 2, 3]}, "prompt"),
         ({"best_of": 2}, "best_of"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
         ({"suffix": "end"}, "suffix"),
         ({"prompt": ["a"] * 9, "n": 2}, "n"),
     ],
@@ -81,7 +93,7 @@ def test_a_completion_field_that_cannot_be_honoured_is_refused_by_name(change, p
     assert (error.status, error.param) == (400, param)
 
 
-def test_neutral_values_of_what_is_not_supported_are_accepted():
+def test_neutral_values_are_accepted():
     neutral = {
         "logprobs": False,
         "logit_bias": {},
@@ -136,7 +148,7 @@ JSON = st.recursive(
     max_leaves=12,
 )  # fmt: skip
 FIELDS = ["model", "messages", "prompt", "temperature", "top_p", "top_k", "n", "stop", "seed", "tools", "tool_choice",
-          "stream", "stream_options", "max_tokens", "logprobs", "logit_bias", "echo", "best_of", "user"]  # fmt: skip
+          "stream", "stream_options", "max_tokens", "logprobs", "logit_bias", "response_format", "structured_outputs", "echo", "best_of", "user"]  # fmt: skip
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6), st.booleans())

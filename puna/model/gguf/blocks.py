@@ -20,15 +20,25 @@ units of the block's own `d` (and `dmin`). A byte's low bits come first: byte j 
 its low and weight j + 16 in its high half. In a K block the bits of 32 (Q6_K: 64) neighbouring weights lie in as many
 bytes at one shift, the next weights at the next shift.
 
-Decoders map uint8 (blocks, bytes) to (blocks, weights) and do the format's own operations in float32, in its order, so
-that the result is the reference's bit for bit. Nothing is fused: `d * q - m` rounds twice.
+A quantised type is told as its *parts*, for uint8 (blocks, bytes): whole numbers, a scale for each group of neighbours,
+and for some an offset. A weight is `scale * number + offset`, in float32, rounded after each operation as the reference
+does it, so that the result is the reference's bit for bit.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Parts(NamedTuple):
+    """Some blocks, taken apart: numbers (blocks, groups, size) float32, scales and offsets (blocks, groups) float32."""
+
+    numbers: Tensor
+    scales: Tensor
+    offsets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,11 +49,16 @@ class BlockType:
     code: int
     weights: int
     bytes: int
-    decode: Callable[[Tensor], Tensor]  # uint8 (blocks, bytes) -> float32, or the plain type itself, (blocks, weights)
+    plain: torch.dtype | None = None
+    parts: Callable[[Tensor], Parts] | None = None
 
-
-def _plain(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    return lambda raw: raw.view(dtype)
+    def decode(self, raw: Tensor) -> Tensor:
+        """uint8 (blocks, bytes) as weights (blocks, weights): float32, or the plain type itself."""
+        if self.parts is None:
+            return raw.view(self.plain)
+        numbers, scales, offsets = self.parts(raw)
+        weights = scales[..., None] * numbers
+        return (weights if offsets is None else weights + offsets[..., None]).flatten(1)
 
 
 def _halves(raw: Tensor) -> Tensor:
@@ -58,49 +73,47 @@ def _spread(raw: Tensor, bits: int, width: int) -> Tensor:
     return (parts & (2**bits - 1)).flatten(1)
 
 
-def _q8_0(raw: Tensor) -> Tensor:
-    return _halves(raw[:, :2]) * raw[:, 2:].view(torch.int8).float()
+def _grouped(numbers: Tensor, groups: int) -> Tensor:
+    """(blocks, all) as float32 (blocks, groups, all / groups)."""
+    return numbers.reshape(len(numbers), groups, -1).float()
 
 
-def _q4_0(raw: Tensor) -> Tensor:
-    return _halves(raw[:, :2]) * (_spread(raw[:, 2:], 4, 16).float() - 8)
+def _q8_0(raw: Tensor) -> Parts:
+    return Parts(_grouped(raw[:, 2:].view(torch.int8), 1), _halves(raw[:, :2]))
 
 
-def _q4_1(raw: Tensor) -> Tensor:
-    return _halves(raw[:, :2]) * _spread(raw[:, 4:], 4, 16).float() + _halves(raw[:, 2:4])
+def _q4_0(raw: Tensor) -> Parts:
+    return Parts(_grouped(_spread(raw[:, 2:], 4, 16), 1) - 8, _halves(raw[:, :2]))
+
+
+def _q4_1(raw: Tensor) -> Parts:
+    return Parts(_grouped(_spread(raw[:, 4:], 4, 16), 1), _halves(raw[:, :2]), _halves(raw[:, 2:4]))
 
 
 def _five_bits(high: Tensor, low: Tensor) -> Tensor:
-    """(blocks, 32) from one bit each, eight to a byte, and nibbles."""
-    return (_spread(high, 1, 1) << 4 | _spread(low, 4, 16)).float()
+    """(blocks, 1, 32) from one bit each, eight to a byte, and nibbles."""
+    return _grouped(_spread(high, 1, 1) << 4 | _spread(low, 4, 16), 1)
 
 
-def _q5_0(raw: Tensor) -> Tensor:
-    return _halves(raw[:, :2]) * (_five_bits(raw[:, 2:6], raw[:, 6:]) - 16)
+def _q5_0(raw: Tensor) -> Parts:
+    return Parts(_five_bits(raw[:, 2:6], raw[:, 6:]) - 16, _halves(raw[:, :2]))
 
 
-def _q5_1(raw: Tensor) -> Tensor:
-    return _halves(raw[:, :2]) * _five_bits(raw[:, 4:8], raw[:, 8:]) + _halves(raw[:, 2:4])
+def _q5_1(raw: Tensor) -> Parts:
+    return Parts(_five_bits(raw[:, 4:8], raw[:, 8:]), _halves(raw[:, :2]), _halves(raw[:, 2:4]))
 
 
-def _grouped(quants: Tensor, groups: int) -> Tensor:
-    """(blocks, 256) as float32 (blocks, groups, 256 / groups)."""
-    return quants.view(len(quants), groups, -1).float()
-
-
-def _q2_k(raw: Tensor) -> Tensor:
+def _q2_k(raw: Tensor) -> Parts:
     d, dmin = _halves(raw[:, 80:84]).split(1, dim=1)
-    scale, offset = d * (raw[:, :16] & 15).float(), dmin * (raw[:, :16] >> 4).float()
-    quants = _grouped(_spread(raw[:, 16:80], 2, 32), 16)
-    return (scale[..., None] * quants - offset[..., None]).flatten(1)
+    scales, offsets = d * (raw[:, :16] & 15).float(), dmin * (raw[:, :16] >> 4).float()
+    return Parts(_grouped(_spread(raw[:, 16:80], 2, 32), 16), scales, -offsets)
 
 
-def _q3_k(raw: Tensor) -> Tensor:
+def _q3_k(raw: Tensor) -> Parts:
     # A scale's low four bits are a nibble of bytes 0-7, its high two bits lie in bytes 8-11.
     scales = _spread(raw[:, 96:104], 4, 8) | _spread(raw[:, 104:108], 2, 4) << 4
-    scale = _halves(raw[:, 108:]) * (scales.float() - 32)
-    quants = _grouped(_spread(raw[:, 32:96], 2, 32) | _spread(raw[:, :32], 1, 32) << 2, 16)
-    return (scale[..., None] * (quants - 4)).flatten(1)
+    numbers = _grouped(_spread(raw[:, 32:96], 2, 32) | _spread(raw[:, :32], 1, 32) << 2, 16) - 4
+    return Parts(numbers, _halves(raw[:, 108:]) * (scales.float() - 32))
 
 
 def scales_and_offsets(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,48 +128,46 @@ def scales_and_offsets(raw: Tensor) -> tuple[Tensor, Tensor]:
     return s, t
 
 
-def _with_offsets(head: Tensor, quants: Tensor) -> Tensor:
-    """Weights of Q4_K and Q5_K from their first 16 bytes and (blocks, 256) quants."""
+def _with_offsets(head: Tensor, numbers: Tensor) -> Parts:
+    """Q4_K and Q5_K from their first 16 bytes and (blocks, 256) numbers."""
     d, dmin = _halves(head[:, :4]).split(1, dim=1)
     s, t = scales_and_offsets(head[:, 4:16])
-    scale, offset = d * s.float(), dmin * t.float()
-    return (scale[..., None] * _grouped(quants, 8) - offset[..., None]).flatten(1)
+    return Parts(_grouped(numbers, 8), d * s.float(), -(dmin * t.float()))
 
 
-def _q4_k(raw: Tensor) -> Tensor:
+def _q4_k(raw: Tensor) -> Parts:
     return _with_offsets(raw, _spread(raw[:, 16:], 4, 32))
 
 
-def _q5_k(raw: Tensor) -> Tensor:
+def _q5_k(raw: Tensor) -> Parts:
     return _with_offsets(raw, _spread(raw[:, 16:48], 1, 32) << 4 | _spread(raw[:, 48:], 4, 32))
 
 
-def _q6_k(raw: Tensor) -> Tensor:
-    scale = _halves(raw[:, 208:]) * raw[:, 192:208].view(torch.int8).float()
-    quants = _grouped(_spread(raw[:, :128], 4, 64) | _spread(raw[:, 128:192], 2, 32) << 4, 16)
-    return (scale[..., None] * (quants - 32)).flatten(1)
+def _q6_k(raw: Tensor) -> Parts:
+    numbers = _grouped(_spread(raw[:, :128], 4, 64) | _spread(raw[:, 128:192], 2, 32) << 4, 16) - 32
+    return Parts(numbers, _halves(raw[:, 208:]) * raw[:, 192:208].view(torch.int8).float())
 
 
-F32 = BlockType("F32", 0, 1, 4, _plain(torch.float32))
-F16 = BlockType("F16", 1, 1, 2, _plain(torch.float16))
-BF16 = BlockType("BF16", 30, 1, 2, _plain(torch.bfloat16))
-Q8_0 = BlockType("Q8_0", 8, 32, 34, _q8_0)
-Q4_0 = BlockType("Q4_0", 2, 32, 18, _q4_0)
-Q4_K = BlockType("Q4_K", 12, 256, 144, _q4_k)
-Q6_K = BlockType("Q6_K", 14, 256, 210, _q6_k)
+F32 = BlockType("F32", 0, 1, 4, torch.float32)
+F16 = BlockType("F16", 1, 1, 2, torch.float16)
+BF16 = BlockType("BF16", 30, 1, 2, torch.bfloat16)
+Q8_0 = BlockType("Q8_0", 8, 32, 34, parts=_q8_0)
+Q4_0 = BlockType("Q4_0", 2, 32, 18, parts=_q4_0)
+Q4_K = BlockType("Q4_K", 12, 256, 144, parts=_q4_k)
+Q6_K = BlockType("Q6_K", 14, 256, 210, parts=_q6_k)
 _READ = (
     F32,
     F16,
     BF16,
     Q4_0,
-    BlockType("Q4_1", 3, 32, 20, _q4_1),
-    BlockType("Q5_0", 6, 32, 22, _q5_0),
-    BlockType("Q5_1", 7, 32, 24, _q5_1),
+    BlockType("Q4_1", 3, 32, 20, parts=_q4_1),
+    BlockType("Q5_0", 6, 32, 22, parts=_q5_0),
+    BlockType("Q5_1", 7, 32, 24, parts=_q5_1),
     Q8_0,
-    BlockType("Q2_K", 10, 256, 84, _q2_k),
-    BlockType("Q3_K", 11, 256, 110, _q3_k),
+    BlockType("Q2_K", 10, 256, 84, parts=_q2_k),
+    BlockType("Q3_K", 11, 256, 110, parts=_q3_k),
     Q4_K,
-    BlockType("Q5_K", 13, 256, 176, _q5_k),
+    BlockType("Q5_K", 13, 256, 176, parts=_q5_k),
     Q6_K,
 )
 BLOCKS = {kind.code: kind for kind in _READ}

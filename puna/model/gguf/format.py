@@ -126,13 +126,23 @@ class Container:
         A tensor of one dimension is one row.
         """
         info = self.tensors[name]
-        stop = info.rows if stop is None else min(stop, info.rows)
-        raw = torch.empty((stop - start) * info.row_bytes, dtype=torch.uint8)
-        self._file.seek(info.begin + start * info.row_bytes)
-        if self._file.readinto(memoryview(raw.numpy())) != len(raw):
-            raise ArtifactError(f"{self.path} ended while it was read", hint=_HINT)
+        raw = self.raw(name, start, stop)
         values = info.kind.decode(raw.view(-1, info.kind.bytes))
-        return values.reshape(stop - start, *info.shape[1:]) if len(info.shape) > 1 else values.reshape(info.shape)
+        return values.reshape(len(raw), *info.shape[1:]) if len(info.shape) > 1 else values.reshape(info.shape)
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor's bytes lie: a file descriptor, open as long as this is, and the first byte."""
+        return self._file.fileno(), self.tensors[name].begin
+
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows `start` to `stop` of a tensor as they are packed, uint8 (rows, bytes)."""
+        info = self.tensors[name]
+        stop = info.rows if stop is None else min(stop, info.rows)
+        raw = torch.empty(stop - start, info.row_bytes, dtype=torch.uint8)
+        self._file.seek(info.begin + start * info.row_bytes)
+        if raw.numel() and self._file.readinto(memoryview(raw.view(-1).numpy())) != raw.numel():
+            raise ArtifactError(f"{self.path} ended while it was read", hint=_HINT)
+        return raw
 
 
 class _Cursor:

@@ -118,6 +118,14 @@ class GgufFile:
         """A whole tensor: float32 if it is quantised, else in its stored type."""
         return self._in_order(name, self._container.read(self._home[name]))
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor's bytes lie, rows in Meta's order: a file descriptor and the first byte."""
+        return self._container.place(self._home[name])
+
+    def packed(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a matrix as they are packed, uint8 (rows, bytes), in the file's order: Meta's."""
+        return self._container.raw(self._home[name], start, stop)
+
     def pieces(self, name: str, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
         """A tensor as (first row, rows), each piece a multiple of `multiple` rows and about a million weights long."""
         info = self._container.tensors[self._home[name]]

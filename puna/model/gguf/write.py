@@ -13,7 +13,7 @@ the tensor `rope_freqs.weight`. Equal models give equal bytes.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from puna.model.gguf.quantise import encode
 from puna.model.gguf.vocabulary import Vocabulary, from_tokenizer
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
+from puna.model.stored import StoredModel, weights_of
 from puna.tokenizer.bpe import Tokenizer
 
 # kind -> (its number in `general.file_type`, the type of most matrices, of embedding and output)
@@ -45,8 +46,8 @@ _PIECE_WEIGHTS = 1 << 20  # quantised at a time
 _LARGEST_HALF = 65504.0
 
 
-def write_gguf(model: Llama, tokenizer: Tokenizer | Vocabulary | None, out: Path, kind: str) -> None:
-    """Write `model` to the file `out` as `kind`, one of `KINDS`.
+def write_gguf(model: Llama | StoredModel, tokenizer: Tokenizer | Vocabulary | None, out: Path, kind: str) -> None:
+    """Write `model` to the file `out` as `kind`, one of `KINDS`. Needs some tens of megabytes beside it.
 
     The tokenizer is ours, or a vocabulary as GGUF has it; without one the file holds weights and shape only. Raises
     `ConfigError` for an unknown kind or a tokenizer that does not fit the model, `DataError` for weights that are not
@@ -55,11 +56,14 @@ def write_gguf(model: Llama, tokenizer: Tokenizer | Vocabulary | None, out: Path
     if kind not in KINDS:
         raise ConfigError(f"{kind!r} is not a kind of GGUF file written here", hint=f"give one of {', '.join(KINDS)}")
     out = Path(out)
-    settings = _settings(model.config, KINDS[kind][0], out.stem) | _vocabulary(tokenizer, model.config).settings()
-    parameters = dict(model.named_parameters())  # a tied output appears once, as the embedding
-    tensors = {gguf_name(n): _pending(n, w, _type_of(n, w, kind, model.config)) for n, w in parameters.items()}
+    settings = settings_of(model.config, KINDS[kind][0], out.stem) | _vocabulary(tokenizer, model.config).settings()
+    tensors = {}
+    for name, weight in weights_of(model).items():
+        chosen = _type_of(name, weight.shape, kind, model.config)
+        tensors[gguf_name(name)] = Pending(chosen, weight.shape, _encoded(name, weight.pieces, chosen))
     if model.config.rope_scaling is not None:
-        tensors[ROPE_FREQS] = _pending(ROPE_FREQS, frequency_divisors(model.config), blocks.F32)
+        divisors = frequency_divisors(model.config)
+        tensors[ROPE_FREQS] = Pending(blocks.F32, tuple(divisors.shape), [encode(divisors, blocks.F32)])
     write_container(out, settings, tensors)
 
 
@@ -74,7 +78,7 @@ def _vocabulary(tokenizer: Tokenizer | Vocabulary | None, config: LlamaConfig) -
     return tokenizer
 
 
-def _settings(config: LlamaConfig, file_type: int, name: str) -> dict[str, Any]:
+def settings_of(config: LlamaConfig, file_type: int, name: str) -> dict[str, Any]:
     llama = {
         "vocab_size": config.vocab_size,
         "context_length": config.context,
@@ -104,16 +108,16 @@ def _settings(config: LlamaConfig, file_type: int, name: str) -> dict[str, Any]:
     )
 
 
-def _type_of(name: str, weight: Tensor, kind: str, config: LlamaConfig) -> BlockType:
+def _type_of(name: str, shape: tuple[int, ...], kind: str, config: LlamaConfig) -> BlockType:
     """The type of a tensor, by Meta's name."""
-    if weight.ndim == 1:
+    if len(shape) == 1:
         return blocks.F32
     _, chosen, outside = KINDS[kind]
     if not name.startswith("layers."):
         chosen = outside
     elif kind == "Q4_K_M" and ("attention.wv" in name or "feed_forward.w2" in name):
         chosen = blocks.Q6_K if _helps(int(name.split(".")[1]), config.n_layers) else chosen
-    while weight.shape[1] % chosen.weights:
+    while shape[1] % chosen.weights:
         chosen = _NEXT[chosen]
     return chosen
 
@@ -124,17 +128,13 @@ def _helps(layer: int, layers: int) -> bool:
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
-def _pending(name: str, weight: Tensor, kind: BlockType) -> Pending:
-    return Pending(kind, tuple(weight.shape), _encoded(name, weight, kind))
-
-
-def _encoded(name: str, weight: Tensor, kind: BlockType) -> Iterator[Tensor]:
+def _encoded(name: str, pieces: Callable[[], Iterator[Tensor]], kind: BlockType) -> Iterator[Tensor]:
     """A tensor's blocks, a piece at a time."""
     most = torch.finfo(torch.float32).max if kind in (blocks.F32, blocks.BF16) else _LARGEST_HALF
-    weight = weight.detach()
-    for piece in weight.split(max(1, _PIECE_WEIGHTS // weight[0].numel())):
-        piece = piece.to("cpu", torch.float32)
-        if not piece.abs().max() <= most:  # not a number is not less than anything
-            hint = "look at how the model was trained, or write BF16 if its weights are as large as they should be"
-            raise DataError(f"{name} has a weight that {kind.name} cannot hold: at most {most:,.0f}", hint=hint)
-        yield encode(piece, kind)
+    for rows in pieces():
+        for piece in rows.split(max(1, _PIECE_WEIGHTS // rows[0].numel())):
+            piece = piece.to("cpu", torch.float32)
+            if not piece.abs().max() <= most:  # not a number is not less than anything
+                hint = "look at how the model was trained, or write BF16 if its weights are as large as they should be"
+                raise DataError(f"{name} has a weight that {kind.name} cannot hold: at most {most:,.0f}", hint=hint)
+            yield encode(piece, kind)

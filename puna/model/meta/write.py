@@ -19,17 +19,19 @@ from puna.model.llama import Llama
 from puna.model.meta.files import EMBEDDING, OUTPUT
 from puna.model.meta.params import LLAMA_3_THETA, PARAMS, format_params
 from puna.model.sizes import LlamaConfig
+from puna.model.stored import StoredModel, Weight, weights_of
 
 TOKENIZER = "tokenizer.model"
 
 
 def write_meta(
-    model: Llama, tokenizer_dir: Path | None, out: Path, shards: int = 1, dtype: torch.dtype | None = None
+    model: Llama | StoredModel, tokenizer_dir: Path | None, out: Path, shards: int = 1, dtype: torch.dtype | None = None
 ) -> None:
     """Write `model` into the folder `out` as `shards` files, in `dtype` (the model's own by default).
 
     `tokenizer.model` is copied from `tokenizer_dir`, unless that is None. Beside the model this needs the memory of one
-    file where weights are cut or converted. Raises `ConfigError` for a model that cannot be cut into so many parts.
+    file, and of its largest tensor, where weights are cut, converted or not in memory; a stored model is read once for each
+    file. Raises `ConfigError` for a model that cannot be cut into so many parts.
     """
     params = format_params(model.config)
     cuts = _cuts(model.config, shards)
@@ -39,7 +41,8 @@ def write_meta(
         if not source.is_file():
             raise ArtifactError(f"{tokenizer_dir} has no {TOKENIZER}", hint="Meta's format has the tokenizer in it")
         write_atomic(out / TOKENIZER, source.read_bytes())
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    dtype = dtype or (model.dtype if isinstance(model, StoredModel) else model.norm.weight.dtype)
+    weights = weights_of(model)
     weights[OUTPUT] = weights.get(OUTPUT, weights[EMBEDDING])
     for shard in range(shards):
         with replacing(out / f"consolidated.{shard:02}.pth") as temporary, temporary.open("wb") as file:
@@ -53,7 +56,7 @@ def write_meta(
 
 
 def _shard(
-    weights: dict[str, Tensor], shard: int, cuts: dict[str, Callable[[Tensor, int], Tensor]], dtype: torch.dtype | None
+    weights: dict[str, Weight], shard: int, cuts: dict[str, Callable[[Tensor, int], Tensor]], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The tensors of one file; a matrix that appears under two names and is cut the same way stays one."""
     made: dict[tuple[int, int], Tensor] = {}
@@ -62,7 +65,8 @@ def _shard(
         cut = cuts[_cut_name(name)]
         key = id(weight), id(cut)
         if key not in made:
-            part = (cut(weight, shard) if weight.ndim > 1 else weight).to("cpu", dtype)
+            whole = weight.whole(dtype)
+            part = cut(whole, shard) if whole.ndim > 1 else whole
             # Of a view torch.save would write all that it looks at, so a view is copied.
             is_view = part.untyped_storage().nbytes() > part.nbytes or not part.is_contiguous()
             made[key] = part.clone(memory_format=torch.contiguous_format) if is_view else part

@@ -1,0 +1,187 @@
+"""One model of random weights, in every format, tensor by tensor.
+
+Each weight is  base * s * code,  with `code` a whole number in -7 ... 7, `s` one in 8 ... 15 for each group of 32 weights
+of a row, and `base` a power of two. Such a number is exact in bfloat16 (seven bits), in Q4_0, Q8_0 and Q6_K, and in our
+own 4 and 8 bits: all files hold the same model, no quantiser has to search, and all engines should say the same.
+
+    hf            bfloat16, a Hugging Face folder: ours, transformers, torchao, OpenVINO
+    bf16.gguf     BF16
+    q8_0.gguf     Q8_0, embedding and output too
+    q4_0.gguf     Q4_0, embedding and output Q6_K, as llama.cpp's own quantiser has it
+    int8, int4    our quantised folders, groups of 32; embedding and output 8 bits
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from puna.config import to_json
+from puna.model.checkpoint import CONFIG, QUANTISED, WEIGHTS, write_folder
+from puna.model.convert import hf_name, is_rotary, to_hf_rows
+from puna.model.gguf import blocks
+from puna.model.gguf.format import Container, Pending, write_container
+from puna.model.gguf.llama import ROPE_FREQS, frequency_divisors, gguf_name
+from puna.model.gguf.write import KINDS, settings_of
+from puna.model.sizes import SIZES, LlamaConfig
+from puna.model.tensorfile import TensorFile, write_tensors
+from puna.quant.forms import Form, QuantConfig
+from puna.quant.groups import pack4
+from puna.quant.parts import part_dtypes, part_names, part_shapes
+
+SHAPES = {"1b": SIZES["llama-3.2-1b"], "8b": SIZES["llama-3.1-8b"], "tiny": SIZES["llama-3.2-1b"]}
+GROUP = 32
+_PIECE = 1 << 23  # weights made at a time
+
+
+def shape(name: str) -> LlamaConfig:
+    """A size by its short name; `tiny` is for trying the script itself."""
+    config = SHAPES[name]
+    if name == "tiny":
+        small = {"dim": 256, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 512, "vocab_size": 2048}
+        config = dataclasses.replace(config, **small)
+    return config
+
+
+def write(config: LlamaConfig, form: str, out: Path) -> None:
+    """Write the model of `config` as `form` to `out`; nothing if it is there."""
+    if (out / CONFIG).is_file() or out.is_file():
+        return
+    if form.endswith(".gguf"):
+        _write_gguf(config, form.removesuffix(".gguf").upper(), out)
+    else:
+        _write_folder(config, form, out)
+
+
+def read_per_token(path: Path) -> int:
+    """Bytes of a file's matrices that one decoding step reads: of an embedding of its own it is only a row."""
+    if path.is_file():
+        with Container(path) as file:
+            sizes = {name: info.bytes for name, info in file.tensors.items() if len(info.shape) > 1}
+    else:
+        with TensorFile(path / WEIGHTS) as file:
+            sizes = {name: entry.bytes for name, entry in file.entries.items() if len(entry.shape) > 1}
+    if any(name.startswith(("output.", "lm_head.")) for name in sizes):
+        sizes = {n: size for n, size in sizes.items() if not n.startswith(("token_embd.", "model.embed_tokens."))}
+    return sum(sizes.values())
+
+
+class Rows:
+    """The random matrix `name`: its codes (rows, columns) int8 and its groups' `s` (rows, columns / 32) int8."""
+
+    def __init__(self, name: str, size: tuple[int, int]):
+        self.name, self.size = name, size
+        self.base = 2.0 ** (-13 if name.endswith(("wo.weight", "w2.weight")) else -11)  # deviation 0.006 and 0.026
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Codes and scales of neighbouring rows; the same each time."""
+        rows, columns = self.size
+        step = max(1, _PIECE // columns)
+        for start in range(0, rows, step):
+            dice = torch.Generator().manual_seed(zlib.crc32(f"{self.name}/{start}".encode()))
+            count = min(step, rows - start)
+            words = torch.randint(-(2**63), 2**63 - 1, (count, columns // 8), generator=dice)
+            codes = (words.view(torch.int8) & 15) - 8
+            codes *= codes != -8  # none leans to one side
+            yield codes, torch.randint(8, 16, (count, columns // GROUP), generator=dice, dtype=torch.int8)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        codes, scales = zip(*self.pieces())
+        return torch.cat(codes), torch.cat(scales)
+
+    def numbers(self, codes: Tensor, scales: Tensor) -> Tensor:
+        """bfloat16, exact."""
+        spread = (scales.bfloat16() * self.base)[..., None]
+        return (codes.unflatten(1, (-1, GROUP)).bfloat16() * spread).flatten(1)
+
+
+def _write_gguf(config: LlamaConfig, kind: str, out: Path) -> None:
+    number, chosen, outside = KINDS[kind]
+    tensors = {}
+    for name, size in config.shapes().items():
+        if len(size) == 1:
+            tensors[gguf_name(name)] = Pending(blocks.F32, size, [torch.ones(size).view(torch.uint8)])
+        else:
+            block = chosen if name.startswith("layers.") else outside
+            tensors[gguf_name(name)] = Pending(block, size, _blocks(Rows(name, size), block))
+    if config.rope_scaling is not None:
+        divisors = frequency_divisors(config)
+        tensors[ROPE_FREQS] = Pending(blocks.F32, tuple(divisors.shape), [divisors.view(torch.uint8)])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_container(out, settings_of(config, number, out.stem) | {"tokenizer.ggml.model": "no_vocab"}, tensors)
+
+
+def _blocks(matrix: Rows, block: blocks.BlockType) -> Iterator[Tensor]:
+    make = {blocks.BF16: _bf16, blocks.Q8_0: _q8_0, blocks.Q4_0: _q4_0, blocks.Q6_K: _q6_k}[block]
+    for codes, scales in matrix.pieces():
+        yield make(matrix, codes, scales)
+
+
+def _bf16(matrix: Rows, codes: Tensor, scales: Tensor) -> Tensor:
+    return matrix.numbers(codes, scales).view(torch.uint8)
+
+
+def _half(matrix: Rows, scales: Tensor) -> Tensor:
+    return (scales.half() * matrix.base).view(-1, 1).view(torch.uint8)
+
+
+def _q8_0(matrix: Rows, codes: Tensor, scales: Tensor) -> Tensor:
+    return torch.cat([_half(matrix, scales), codes.view(torch.uint8).view(-1, 32)], 1)
+
+
+def _q4_0(matrix: Rows, codes: Tensor, scales: Tensor) -> Tensor:
+    q = (codes + 8).view(torch.uint8).view(-1, 2, 16)
+    return torch.cat([_half(matrix, scales), q[:, 0] | q[:, 1] << 4], 1)
+
+
+def _q6_k(matrix: Rows, codes: Tensor, scales: Tensor) -> Tensor:
+    """Groups of 16 in blocks of 256: d is the base, and each group of 32 tells its `s` twice."""
+    q = (codes + 32).view(torch.uint8).view(-1, 2, 4, 32)  # halves of 128, four runs of 32
+    low = (q[:, :, :2] & 15) | (q[:, :, 2:] & 15) << 4
+    high = (q >> 4 << torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]).sum(2, dtype=torch.uint8)
+    s = scales.view(-1, 8).repeat_interleave(2, 1).view(torch.uint8)
+    d = torch.tensor([matrix.base]).half().view(torch.uint8).expand(len(q), 2)
+    return torch.cat([low.flatten(1), high.flatten(1), s, d], 1)
+
+
+def _write_folder(config: LlamaConfig, form: str, out: Path) -> None:
+    bits = {"hf": 16, "int8": 8, "int4": 4}[form]
+    quant = QuantConfig(bits=bits, group_size=GROUP) if bits < 16 else None
+    tensors = {}
+    for name, size in config.shapes().items():
+        theirs = hf_name(name)
+        if len(size) == 1:
+            kind = torch.bfloat16 if quant is None else torch.float32
+            tensors[theirs] = (kind, size, lambda size=size: torch.ones(size))
+        elif quant is None:
+            matrix = Rows(name, size)
+            tensors[theirs] = (torch.bfloat16, size, lambda matrix=matrix: _ordered(config, matrix, 16)[0])
+        else:
+            tensors |= _parts(config, Rows(name, size), quant.form_of(name))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    write_folder(config, None, partial, torch.bfloat16, {QUANTISED: to_json(quant)} if quant else None)
+    write_tensors(partial / WEIGHTS, tensors, {"format": "pt"})
+    partial.rename(out)
+
+
+def _parts(config: LlamaConfig, matrix: Rows, form: Form) -> dict:
+    name, bits = hf_name(matrix.name), form.bits
+    sizes, kinds = part_shapes(name, matrix.size, form), part_dtypes(name, matrix.size, form)
+    return {
+        part: (kinds[part], sizes[part], lambda which=which: _ordered(config, matrix, bits)[which])
+        for which, part in enumerate(part_names(name, form))
+    }
+
+
+def _ordered(config: LlamaConfig, matrix: Rows, bits: int) -> tuple[Tensor, Tensor]:
+    """The matrix in Hugging Face's order of rows: numbers or codes, and scales."""
+    codes, scales = [], []
+    for piece, s in matrix.pieces():
+        codes.append(matrix.numbers(piece, s) if bits == 16 else pack4(piece) if bits == 4 else piece)
+        scales.append(s.half() * matrix.base)
+    parts = torch.cat(codes), torch.cat(scales)
+    return tuple(to_hf_rows(part, config.head_dim) for part in parts) if is_rotary(matrix.name) else parts

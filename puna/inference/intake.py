@@ -1,0 +1,223 @@
+"""A checkpoint straight into the kernels' form: no PyTorch model between, a few rows in hand at a time.
+
+Whatever the format, each matrix comes as numbers or as codes with scales, in Meta's row order:
+
+    Hugging Face, Meta       numbers, kept in bfloat16 or float32 as is asked
+    our quantised folders    their codes
+    GGUF                     its blocks as codes (`quant/gguf.py`); F32, F16, BF16 as numbers
+
+Numbers are converted when `dtype` differs from how they are stored; codes are computed with as they are.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from puna.kernels import native
+from puna.model.checkpoint import WeightFiles
+from puna.model.convert import hf_name, is_rotary, to_meta_rows
+from puna.model.detect import kind_of
+from puna.model.gguf import GgufFile
+from puna.model.gguf.blocks import BLOCKS, BlockType
+from puna.model.llama import Llama, rope_frequencies
+from puna.model.opening import open_checkpoint
+from puna.model.sizes import LlamaConfig
+from puna.model.tensorfile import DTYPES
+from puna.model.weights import Weights
+from puna.quant.gguf import packed_from_gguf
+from puna.quant.groups import Packed, dequantise_matrix
+from puna.quant.load import QuantisedFile
+from puna.quant.modules import QuantEmbedding, QuantLinear
+
+_MODULES = (
+    "attention.wq",
+    "attention.wk",
+    "attention.wv",
+    "attention.wo",
+    "feed_forward.w1",
+    "feed_forward.w2",
+    "feed_forward.w3",
+)
+_BLOCK_TYPES = {kind.name: kind for kind in BLOCKS.values()}
+_AS_THEY_ARE = {"Q4_0": "int4", "Q8_0": "int8"}
+_PIECE_BYTES = 4 << 20
+
+
+class Source(Protocol):
+    """Where weights come from, by Meta's names."""
+
+    config: LlamaConfig
+    dtype: torch.dtype  # what numbers come as
+    codes: bool  # whether matrices are mostly codes
+
+    def vector(self, name: str) -> Tensor:
+        """A norm's weights."""
+        ...
+
+    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix: ...
+
+
+@contextmanager
+def open_source(path: Path, dtype: torch.dtype) -> Iterator[Source]:
+    """The weights of the checkpoint at `path`; those that are numbers come as `dtype`. Raises `ArtifactError`."""
+    kind = kind_of(path)
+    if kind == "quantised":
+        with QuantisedFile(path) as file:
+            yield _Quantised(file, dtype)
+    elif kind == "gguf":
+        with GgufFile(path) as file:
+            yield _Gguf(file.config, file, dtype)
+    else:
+        with open_checkpoint(path) as opened:
+            form = _Folder if isinstance(opened.weights, WeightFiles) else _Numbers
+            yield form(opened.config, opened.weights, dtype)
+
+
+def read_network(source: Source, threads: int) -> native.Network:
+    """All of a model's weights, taken in."""
+    c = source.config
+    sizes = (c.n_layers, c.dim, c.ffn_dim, c.n_heads, c.n_kv_heads, c.head_dim, c.vocab_size)
+    network = native.Network(sizes, c.norm_eps, rope_frequencies(c), threads)
+    for index in range(c.n_layers):
+        layer = f"layers.{index}."
+        matrices = [source.matrix(f"{layer}{module}.weight", network.team) for module in _MODULES]
+        norms = [source.vector(f"{layer}{norm}.weight") for norm in ("attention_norm", "ffn_norm")]
+        network.layer(index, matrices, *norms)
+    embedding = source.matrix("tok_embeddings.weight", network.team)
+    output = embedding if c.tied else source.matrix("output.weight", network.team)
+    network.ends(embedding, output, source.vector("norm.weight"))
+    return network
+
+
+def in_memory(model: Llama) -> Source:
+    """The weights of a model, which stay where they are."""
+    return _Modules(model)
+
+
+class _Numbers:
+    """A folder of Meta's: its rows are spread over shards, and come in pieces."""
+
+    codes = False
+
+    def __init__(self, config: LlamaConfig, weights: Weights, dtype: torch.dtype):
+        self.config, self.dtype, self._weights = config, dtype, weights
+
+    def vector(self, name: str) -> Tensor:
+        return self._weights.read(hf_name(name)).float()
+
+    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+        made = native.Matrix(_kind(self.dtype), *self._weights.shape(hf_name(name)))
+        turned = self.config.head_dim if is_rotary(name) else 1
+        for start, rows in self._weights.pieces(hf_name(name), turned):
+            made.floats(team, to_meta_rows(rows, turned) if turned > 1 else rows, start)
+        return made
+
+
+class _Folder(_Numbers):
+    """A folder of Hugging Face's: each matrix is one run of bytes."""
+
+    _weights: WeightFiles
+
+    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+        stored = _stored(self._weights, name, hf_name(name), self.config)
+        if stored.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return super().matrix(name, team)
+        return native.Matrix(_kind(self.dtype), *stored.shape).floats(team, stored)
+
+
+class _Gguf(_Numbers):
+    """A GGUF file: rows are in Meta's order already."""
+
+    _weights: GgufFile
+
+    def __init__(self, config: LlamaConfig, weights: GgufFile, dtype: torch.dtype):
+        super().__init__(config, weights, dtype)
+        self.codes = self._type("layers.0.feed_forward.w1.weight").parts is not None
+
+    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+        kind = self._type(name)
+        rows, columns = self._weights.shape(hf_name(name))
+        row_bytes = columns // kind.weights * kind.bytes
+        if kind.parts is None:
+            stored = native.Stored(*self._weights.place(hf_name(name)), (rows, columns), kind.plain)
+            return native.Matrix(_kind(self.dtype), rows, columns).floats(team, stored)
+        if kind.name in _AS_THEY_ARE:
+            blocks = native.Stored(*self._weights.place(hf_name(name)), (rows, row_bytes), torch.uint8)
+            return native.Matrix(_AS_THEY_ARE[kind.name], rows, columns, 32).blocks(team, blocks)
+        made = None
+        step = max(16, _PIECE_BYTES // row_bytes // 16 * 16)
+        for start in range(0, rows, step):
+            packed = packed_from_gguf(kind, self._weights.packed(hf_name(name), start, min(rows, start + step)))
+            made = made or _empty(packed, rows)
+            made.codes(team, packed.codes, packed.scales, packed.offsets, start)
+        return made
+
+    def _type(self, name: str) -> BlockType:
+        return _BLOCK_TYPES[self._weights.form(hf_name(name))]
+
+
+class _Quantised:
+    """A folder that we quantised."""
+
+    codes = True
+
+    def __init__(self, file: QuantisedFile, dtype: torch.dtype):
+        self.config, self.dtype, self._file = file.config, dtype, file
+
+    def vector(self, name: str) -> Tensor:
+        return self._file.weight(name).float()
+
+    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+        form, parts = self._file.parts(name)
+        if form.bits not in (4, 8) or form.group_size % 16:
+            return _take(self._file.weight(name), team, self.dtype)
+        stored = [_stored(self._file.files, name, part, self.config) for part in parts]
+        rows, columns = self.config.shapes()[name]
+        made = native.Matrix(f"int{form.bits}", rows, columns, form.group_size, len(parts) > 2)
+        return made.codes(team, *stored)
+
+
+def _stored(files: WeightFiles, name: str, part: str, config: LlamaConfig) -> native.Stored:
+    """Where a tensor of the matrix `name` lies in a folder that has Hugging Face's row order."""
+    shape = files.shape(part)
+    order = to_meta_rows(torch.arange(shape[0]), config.head_dim) if is_rotary(name) else None
+    return native.Stored(*files.place(part), shape, DTYPES[files.form(part)], order)
+
+
+class _Modules:
+    """A model in memory, its matrices numbers or codes."""
+
+    def __init__(self, model: Llama):
+        self.config, self._model = model.config, model
+        self.dtype = model.norm.weight.dtype
+        self.codes = isinstance(model.layers[0].feed_forward.w1, QuantLinear)
+
+    def vector(self, name: str) -> Tensor:
+        return self._model.get_parameter(name)
+
+    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+        module = self._model.get_submodule(name.removesuffix(".weight"))
+        packed = isinstance(module, QuantLinear | QuantEmbedding)
+        return _take(module.matrix.packed() if packed else module.weight, team, self.dtype)
+
+
+def _take(weight: Tensor | Packed, team: native.Borrowed, dtype: torch.dtype) -> native.Matrix:
+    """A matrix, numbers or codes, in native form; codes in groups that the kernels don't have become numbers."""
+    if isinstance(weight, Packed):
+        if weight.group_size % 16 == 0:
+            made = _empty(weight, len(weight.codes))
+            return made.codes(team, weight.codes, weight.scales, weight.offsets)
+        weight = dequantise_matrix(weight)
+    return native.Matrix(_kind(dtype), *weight.shape).floats(team, weight)
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
+
+
+def _empty(like: Packed, rows: int) -> native.Matrix:
+    return native.Matrix(f"int{like.bits}", rows, like.columns, like.group_size, like.offsets is not None)

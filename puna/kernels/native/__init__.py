@@ -1,0 +1,383 @@
+"""The C++ kernels, called through ctypes: one shared library with plain functions, no Python or PyTorch inside it.
+
+    Team        threads that work together
+    Matrix      a weight matrix as the kernels read it (matrix.h): float32, bfloat16, 8-bit or 4-bit codes
+    Cache       blocks of keys and values: float32, bfloat16 or 8-bit codes
+    Network     a Llama of such matrices: `forward` is one call for all its layers
+
+The library is built when the package is installed, if there is a C++ compiler. Without it `available()` is False and
+`why_not()` says what is missing; whoever needs speed then takes PyTorch's operations, at PyTorch's speed.
+
+The best instruction set that the processor has is chosen at run time. PUNA_INSTRUCTIONS names another ("AVX2", "plain
+C++"), to compare or to look for a fault.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from puna.errors import ConfigError
+
+BLOCK_TOKENS = 16
+PARTS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+_SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_FILE = Path(__file__).with_name("libpuna.so")
+
+_FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
+_SIGNATURES = {
+    "puna_instructions": (c_char_p, ()),
+    "puna_choose": (c_int, (c_char_p,)),
+    "puna_team": (c_void_p, (c_int,)),
+    "puna_team_free": (None, (c_void_p,)),
+    "puna_matrix": (c_void_p, (c_int, c_int, c_int64, c_int64, c_int64)),
+    "puna_matrix_free": (None, (c_void_p,)),
+    "puna_matrix_bytes": (c_int64, (c_void_p,)),
+    "puna_matrix_floats": (c_int, (*_FILL, c_void_p, c_int)),
+    "puna_matrix_codes": (c_int, (*_FILL, c_void_p)),
+    "puna_matrix_scales": (c_int, (*_FILL, c_void_p, c_int)),
+    "puna_matrix_blocks": (c_int, _FILL),
+    "puna_embed": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
+    "puna_multiply": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
+    "puna_rms_norm": (None, (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
+    "puna_rotate": (None, (c_void_p, c_void_p, c_int64, c_int64)),
+    "puna_gate": (None, (c_void_p, c_void_p, c_int64)),
+    "puna_top": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p)),
+    "puna_cache": (c_void_p, (c_int, c_int64, c_int64, c_int64, c_int64)),
+    "puna_cache_free": (None, (c_void_p,)),
+    "puna_cache_forget": (None, (c_void_p,)),
+    "puna_cache_block_bytes": (c_int64, (c_void_p,)),
+    "puna_cache_copy": (None, (c_void_p, c_int64, c_int64)),
+    "puna_cache_write": (None, (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
+    "puna_attend": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
+    "puna_model": (c_void_p, (c_void_p, c_float, c_void_p, c_int)),
+    "puna_model_free": (None, (c_void_p,)),
+    "puna_model_team": (c_void_p, (c_void_p,)),
+    "puna_model_layer": (None, (c_void_p, c_int64, POINTER(c_void_p), c_void_p, c_void_p)),
+    "puna_model_ends": (None, (c_void_p, c_void_p, c_void_p, c_void_p)),
+    "puna_model_adapter": (c_int64, (c_void_p,)),
+    "puna_model_adapt": (None, (c_void_p, c_int64, c_int64, c_int, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
+    "puna_forward": (None, (c_void_p, c_void_p, c_int64, *(c_void_p,) * 8, c_int)),
+}
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    if sys.byteorder != "little":
+        return "the kernels are written for little-endian processors"
+    if not _FILE.is_file():
+        return "they were not built: install the package again with a C++ compiler (g++ or clang++) on the machine"
+    try:
+        library = ctypes.CDLL(str(_FILE))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        return f"{_FILE.name} cannot be used ({error}): install the package again"
+    if (wanted := os.environ.get("PUNA_INSTRUCTIONS")) and not library.puna_choose(wanted.encode()):
+        names = ", ".join(library.puna_instructions().decode().split("\n")[1:])
+        raise ConfigError(f"PUNA_INSTRUCTIONS={wanted!r} cannot run on this processor", hint=f"it has: {names}")
+    return library
+
+
+def available() -> bool:
+    """Whether the kernels can be used here."""
+    return why_not() is None
+
+
+def why_not() -> str | None:
+    """What keeps the kernels from being used; None if nothing does. Raises `ConfigError` for a wrong PUNA_INSTRUCTIONS."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+def instructions() -> list[str]:
+    """The instruction sets that can be used here, the best first."""
+    return _call("puna_instructions").decode().split("\n")[1:]
+
+
+def chosen() -> str:
+    """The instruction set in use."""
+    return _call("puna_instructions").decode().split("\n")[0]
+
+
+def choose(name: str) -> None:
+    """Use another instruction set, for all calls from now on; nothing may be running. Raises `ConfigError`."""
+    if not _call("puna_choose", name.encode()):
+        raise ConfigError(f"{name!r} cannot run on this processor", hint=f"it has: {', '.join(instructions())}")
+
+
+def _call(name: str, *arguments: object) -> object:
+    library = _library()
+    if isinstance(library, str):
+        raise ConfigError(f"there are no C++ kernels here: {library}")
+    return getattr(library, name)(*arguments)
+
+
+def _at(tensor: Tensor | None, dtype: torch.dtype | None = None) -> int | None:
+    """The address of a tensor's numbers. It has to outlive the call."""
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous() and tensor.device.type == "cpu" and dtype in (None, tensor.dtype)
+    return tensor.data_ptr()
+
+
+class _Owned:
+    """Something that lives in the library, freed with the Python object."""
+
+    _free = ""
+
+    def __init__(self, pointer: int | None, what: str):
+        if not pointer:
+            raise MemoryError(f"no memory for {what}")
+        self.pointer = pointer
+
+    def __del__(self) -> None:
+        if pointer := getattr(self, "pointer", None):
+            _call(self._free, pointer)
+            self.pointer = None
+
+
+class Team(_Owned):
+    """`threads` threads, the caller's among them."""
+
+    _free = "puna_team_free"
+
+    def __init__(self, threads: int):
+        super().__init__(_call("puna_team", threads), "threads")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix's rows in an open file, read by the team's threads themselves: no copy of it in between.
+
+    Row r of the matrix is row `order`[r] in the file; None is the file's own order.
+    """
+
+    file: int  # a descriptor, open for reading
+    begin: int  # bytes before row 0
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    order: Tensor | None = None  # (rows,) int64
+
+
+class Matrix(_Owned):
+    """Weights (rows, columns) of one kind: "float32", "bfloat16", "int8" or "int4"; integers with a group's size.
+
+    `floats` or `codes` fill it, whole or piece by piece.
+    """
+
+    _free = "puna_matrix_free"
+
+    def __init__(self, kind: str, rows: int, columns: int, group: int = 0, offsets: bool = False):
+        self.kind, self.rows, self.columns, self.group = kind, rows, columns, group
+        pointer = _call("puna_matrix", _KINDS[kind], int(offsets), rows, columns, group)
+        super().__init__(pointer, f"a matrix of {rows:,} x {columns:,}")
+
+    @property
+    def bytes(self) -> int:
+        return _call("puna_matrix_bytes", self.pointer)
+
+    def floats(self, team: "Team | Borrowed", weight: Tensor | Stored, first: int = 0) -> "Matrix":
+        """Take `weight` (n, columns), of any float type, as rows `first`, …; converted if need be."""
+        if isinstance(weight, Tensor):
+            weight = weight if weight.dtype in _SOURCES else weight.float()
+        return self._fill("floats", team, weight, self.columns, first, _SOURCES[weight.dtype])
+
+    def codes(
+        self,
+        team: "Team | Borrowed",
+        codes: Tensor | Stored,
+        scales: Tensor | Stored,
+        offsets: Tensor | Stored | None = None,
+        first: int = 0,
+    ) -> "Matrix":
+        """Take quantised rows: signed codes (n, columns) int8, or two to a byte (n, columns / 2) uint8; scales and
+        offsets (n, groups) float16."""
+        self._fill("codes", team, codes, self.columns if self.kind == "int8" else -(-self.columns // 2), first)
+        groups = -(-self.columns // self.group)
+        for kind, numbers in enumerate((scales, offsets)):
+            if numbers is not None:
+                assert numbers.dtype == torch.float16
+                self._fill("scales", team, numbers, groups, first, kind)
+        return self
+
+    def blocks(self, team: "Team | Borrowed", data: Tensor | Stored, first: int = 0) -> "Matrix":
+        """Take rows of GGUF's Q4_0 or Q8_0 blocks as they lie in the file, (n, bytes of a row) uint8."""
+        assert self.group == 32
+        return self._fill("blocks", team, data, self.columns // 32 * (18 if self.kind == "int4" else 34), first)
+
+    def _fill(
+        self, what: str, team: "Team | Borrowed", data: Tensor | Stored, width: int, first: int, *more: int
+    ) -> "Matrix":
+        rows, columns = data.shape
+        assert columns == width and first % 16 == 0 and first + rows <= self.rows
+        order = None
+        if isinstance(data, Stored):
+            source = (None, data.file, data.begin)
+            order = None if data.order is None else data.order.contiguous()
+        else:
+            data = data.detach().contiguous()
+            source = (_at(data), 0, 0)
+        ordered = () if what == "blocks" else (_at(order, torch.int64),)
+        if not _call(f"puna_matrix_{what}", team.pointer, self.pointer, first, rows, *source, *ordered, *more):
+            raise OSError("the file ended while its weights were read")
+        return self
+
+    def multiply(self, team: "Team | Borrowed", x: Tensor) -> Tensor:
+        """x W^T, (n, rows) float32, for x (n, columns) float32."""
+        x, y = x.contiguous(), torch.empty(len(x), self.rows)
+        _call("puna_multiply", team.pointer, self.pointer, _at(x, torch.float32), len(x), _at(y))
+        return y
+
+    def rows_of(self, indices: Tensor) -> Tensor:
+        """The rows `indices` (n,) int64 as numbers, (n, columns) float32."""
+        out = torch.empty(len(indices), self.columns)
+        _call("puna_embed", self.pointer, _at(indices.contiguous(), torch.int64), len(indices), _at(out))
+        return out
+
+
+class Cache(_Owned):
+    """Keys and values of `layers` layers in blocks of 16 positions; memory is taken when a block is first written."""
+
+    _free = "puna_cache_free"
+
+    def __init__(self, kind: str, layers: int, blocks: int, heads: int, width: int):
+        self.layers, self.blocks, self.heads, self.width = layers, blocks, heads, width
+        pointer = _call("puna_cache", _KINDS[kind], layers, blocks, heads, width)
+        super().__init__(pointer, f"a cache of {blocks:,} blocks")
+
+    @property
+    def block_bytes(self) -> int:
+        return _call("puna_cache_block_bytes", self.pointer)
+
+    def copy(self, source: int, target: int) -> None:
+        _call("puna_cache_copy", self.pointer, source, target)
+
+    def forget(self) -> None:
+        """Give all memory back to the system; what was in it is gone."""
+        _call("puna_cache_forget", self.pointer)
+
+    def write(self, layer: int, blocks: Tensor, start: int, k: Tensor, v: Tensor) -> None:
+        """Keys and values (n, heads, width) float32 of the positions from `start` of a sequence with these blocks."""
+        at = (_at(k.contiguous(), torch.float32), _at(v.contiguous(), torch.float32))
+        _call("puna_cache_write", self.pointer, layer, _at(blocks, torch.int32), start, len(k), *at)
+
+    def attend(self, team: "Team | Borrowed", layer: int, blocks: Tensor, start: int, q: Tensor) -> Tensor:
+        """What queries (n, H, width) float32 at positions `start`, … read, of the positions up to their own."""
+        q, out = q.contiguous(), torch.empty_like(q)
+        heads = q.shape[1]
+        at = (_at(blocks, torch.int32), start, len(q), heads, _at(q, torch.float32), _at(out))
+        _call("puna_attend", team.pointer, self.pointer, layer, *at)
+        return out
+
+
+class Borrowed:
+    """The team of a network."""
+
+    def __init__(self, pointer: int):
+        self.pointer = pointer
+
+
+class Network(_Owned):
+    """A Llama's shape and its matrices. `layer` and `ends` fill it, then `forward` may be called.
+
+    `sizes`: layers, dim, feed-forward, heads, key/value heads, head width, vocabulary. `frequencies` (head width / 2).
+    """
+
+    _free = "puna_model_free"
+
+    def __init__(self, sizes: Sequence[int], eps: float, frequencies: Tensor, threads: int):
+        self.sizes = tuple(sizes)
+        frequencies = frequencies.float().contiguous()
+        super().__init__(_call("puna_model", (c_int64 * 7)(*sizes), eps, _at(frequencies), threads), "a model")
+        self.team = Borrowed(_call("puna_model_team", self.pointer))
+        self._kept: list[object] = []  # the matrices, which the library only points to
+
+    def layer(self, index: int, matrices: Sequence[Matrix], norm1: Tensor, norm2: Tensor) -> None:
+        """Layer `index`: its matrices in the order of `PARTS`, its norms' weights float32."""
+        self._kept += matrices
+        parts = (c_void_p * len(PARTS))(*(m.pointer for m in matrices))
+        norms = [n.detach().float().contiguous() for n in (norm1, norm2)]
+        _call("puna_model_layer", self.pointer, index, parts, *map(_at, norms))
+
+    def ends(self, embedding: Matrix, output: Matrix, norm: Tensor) -> None:
+        """The embedding, the output matrix (the same object where they are tied) and the last norm."""
+        self._kept += [embedding, output]
+        norm = norm.detach().float().contiguous()
+        _call("puna_model_ends", self.pointer, embedding.pointer, output.pointer, _at(norm))
+
+    @property
+    def bytes(self) -> int:
+        """Of all matrices."""
+        return sum(m.bytes for m in {id(m): m for m in self._kept if isinstance(m, Matrix)}.values())
+
+    def adapter(self) -> int:
+        """A new low-rank adapter that changes nothing yet; returns its number."""
+        return _call("puna_model_adapter", self.pointer)
+
+    def adapt(self, adapter: int, layer: int, part: str, down: Tensor, up: Tensor) -> None:
+        """Add up (outputs, rank) times down (rank, inputs) to a matrix of a layer for who asks for the adapter."""
+        down, up = down.float().contiguous(), up.float().contiguous()
+        sizes = (len(down), down.shape[1], len(up))
+        _call("puna_model_adapt", self.pointer, adapter, layer, PARTS.index(part), *sizes, _at(down), _at(up))
+
+    def forward(
+        self,
+        cache: Cache,
+        tokens: Tensor,
+        spans: Tensor,
+        blocks: Tensor,
+        *,
+        hidden: bool = False,
+    ) -> Tensor:
+        """Read new tokens of some sequences; the logits (or last states) after each span's last `wanted` tokens.
+
+        `tokens` (n,) int32 of all spans, one after the other. `spans` (5, s) int64: how many tokens, how many are in
+        the cache before, wanted, adapter or -1, where its blocks begin in `blocks` (m,) int32.
+        """
+        width = self.sizes[1] if hidden else self.sizes[6]
+        out = torch.empty(int(spans[2].sum()), width)
+        rows = [_at(row.contiguous(), torch.int64) for row in spans]
+        at = (*rows, _at(blocks, torch.int32), _at(tokens, torch.int32), _at(out), int(hidden))
+        _call("puna_forward", self.pointer, cache.pointer, spans.shape[1], *at)
+        return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight for rows of x (n, columns), float32."""
+    x, y = x.contiguous(), torch.empty_like(x)
+    _call("puna_rms_norm", _at(x), _at(weight.contiguous()), eps, x.shape[1], len(x), _at(y))
+    return y
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn pairs (2i, 2i+1) of heads x (n, E) by (cos, sin) in turns (n, E)."""
+    x = x.clone().contiguous()
+    _call("puna_rotate", _at(x), _at(turns.contiguous()), x.shape[1], len(x))
+    return x
+
+
+def gate(y: Tensor, x: Tensor) -> Tensor:
+    """silu(y) * x; both hold a multiple of 16 numbers."""
+    y = y.clone().contiguous()
+    _call("puna_gate", _at(y), _at(x.contiguous()), y.numel())
+    return y
+
+
+def top(team: Team | Borrowed, logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest of each row of logits (n, V) float32, descending, their indices (int32), and logsumexp of the row."""
+    logits = logits.contiguous()
+    n, V = logits.shape
+    values, indices, sums = torch.empty(n, k), torch.empty(n, k, dtype=torch.int32), torch.empty(n)
+    _call("puna_top", team.pointer, _at(logits, torch.float32), n, V, k, _at(values), _at(indices), _at(sums))
+    return values, indices, sums

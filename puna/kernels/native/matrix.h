@@ -1,0 +1,124 @@
+// A weight matrix as the kernels read it: cut into chunks of 64 rows, each one unbroken run of memory.
+//
+// A processor multiplies 16 rows at once, a lane for each. A *step* is as many columns as fit into 4 bytes of a lane: one
+// float32, two bfloat16, four 8-bit codes. Sixteen lanes of a step are 64 bytes, one cache line.
+//
+//   floats, bfloat16    chunk = step by step, the 64 rows: [step][4][16 lanes][4 bytes]
+//   8-bit codes         chunk = 4 blocks of 16 rows; block = scales [group][16] float16, offsets likewise if there are
+//                       any, padding to 64 bytes, then [step][16 lanes][4 bytes], each code stored + 128
+//   4-bit codes         the same with two steps to a line: the even one in the low nibbles, each code stored + 8
+//
+// What a row lacks of a whole group and a matrix of a whole chunk is filled with codes of 0.
+//
+// The activations that meet it are laid out by tiles of a few tokens: [step][token of the tile][4 bytes], so that one
+// load can spread a token's step over all lanes. For integers they are quantised in the weights' groups, with a scale
+// for each group, and -8 times the sum of its codes, which takes the surplus of the weights' codes off: [group][token].
+
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace puna {
+
+enum Kind : int { FLOAT = 0, BRAIN = 1, INT8 = 2, INT4 = 3 };
+
+constexpr int CHUNK = 64;  // rows
+constexpr int LANES = 16;
+
+inline int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+struct Matrix {
+    Kind kind = FLOAT;
+    bool offsets = false;
+    int64_t rows = 0, columns = 0, group = 0;
+    uint8_t* data = nullptr;
+    size_t mapped = 0;  // bytes at `data`
+
+    bool integer() const { return kind == INT8 || kind == INT4; }
+    int64_t chunks() const { return up(rows, CHUNK) / CHUNK; }
+    int64_t groups() const { return up(columns, group) / group; }
+    int64_t steps() const {
+        return kind == FLOAT ? columns : kind == BRAIN ? up(columns, 2) / 2 : groups() * group / 4;
+    }
+    int64_t scale_bytes() const { return integer() ? up(groups() * LANES * 2 * (offsets ? 2 : 1), 64) : 0; }
+    int64_t block_bytes() const { return scale_bytes() + steps() * (kind == INT4 ? 32 : 64); }  // of 16 rows
+    int64_t chunk_bytes() const { return 4 * block_bytes(); }
+    const uint8_t* chunk(int64_t c) const { return data + c * chunk_bytes(); }
+};
+
+// Activations for matrices of one kind and group.
+struct Activations {
+    bool integer = false, brain = false;
+    int64_t tokens = 0, steps = 0, group = 0, groups = 0;
+    int tile = 1;               // tokens of a tile; the last one may have fewer
+    uint32_t* data = nullptr;   // tile t begins at t * tile * steps
+    float* scales = nullptr;    // at t * tile * groups
+    int32_t* sums = nullptr;
+
+    int64_t tiles() const { return (tokens + tile - 1) / tile; }
+    int size(int64_t t) const { return (int)(tokens - t * tile < tile ? tokens - t * tile : tile); }
+};
+
+// The form of a cache of keys and values. A block holds 16 positions of one layer and one key/value head:
+//   keys     [step of the head][16 positions][4 bytes]      so that a lane is a position
+//   values   float32 [16][E], bfloat16 [8 pairs][E][2], 8-bit [16][E]
+//   8-bit ones are followed by a float32 scale for each position: 16 of the keys, 16 of the values.
+struct Cache {
+    Kind kind = FLOAT;
+    int64_t layers = 0, blocks = 0, heads = 0, width = 0;  // width: E, of one head
+    uint8_t* data = nullptr;
+    size_t mapped = 0;
+
+    int64_t half_bytes() const { return 16 * width * (kind == FLOAT ? 4 : kind == BRAIN ? 2 : 1); }
+    int64_t unit_bytes() const { return 2 * half_bytes() + (kind == INT8 ? 128 : 0); }
+    uint8_t* unit(int64_t layer, int64_t block, int64_t head) const {
+        return data + ((layer * blocks + block) * heads + head) * unit_bytes();
+    }
+};
+
+// The new tokens of one sequence in a batch, as the engine gives them.
+struct Span {
+    int64_t first;          // its first token's row in the batch
+    int64_t count, start;   // new tokens; tokens that are in the cache already
+    const int32_t* blocks;  // its cache blocks in order
+};
+
+// Queries of one span that attend with one key/value head.
+struct Attend {
+    const Cache* cache;
+    int64_t layer, head;
+    Span span;
+    int64_t from, to;       // which of the span's new tokens
+    int64_t heads;          // query heads in all
+    const float* q;         // (tokens of the batch, q_stride)
+    int64_t q_stride;
+    float* out;             // (tokens of the batch, out_stride)
+    int64_t out_stride;
+    float* scratch;         // attend_scratch() floats
+};
+
+// What each instruction set provides.
+struct Ops {
+    const char* name;
+    int tile_integers, tile_floats;
+
+    // y += or = W x for chunks [from, to) of rows, all tokens; y (tokens, stride).
+    void (*multiply)(const Matrix&, int64_t from, int64_t to, const Activations&, float* y, int64_t stride, bool add);
+    // y = silu(W1 x) * (W3 x), chunk by chunk.
+    void (*swiglu)(const Matrix& w1, const Activations& x1, const Matrix& w3, const Activations& x3, int64_t from,
+                   int64_t to, float* y, int64_t stride);
+    void (*gate)(float* y, const float* x, int64_t n);  // y = silu(y) * x
+    // Lay tile t of x (tokens, stride) out, normalised by RMSNorm first if `norm` is given.
+    void (*prepare)(Activations&, int64_t t, const float* x, int64_t stride, int64_t columns, const float* norm,
+                    float eps);
+    void (*rms_norm)(const float* x, const float* norm, float eps, int64_t columns, float* y);
+    void (*rotate)(float* x, const float* turns, int64_t width);  // pairs (2i, 2i+1) by (cos, sin) in turns (E)
+    void (*write)(const Cache&, int64_t layer, int64_t head, int64_t block, int slot, const float* k, const float* v);
+    void (*attend)(const Attend&);
+    int64_t (*attend_scratch)(int64_t width);
+    void (*embed)(const Matrix&, int64_t row, float* out);
+    // The k largest of x (n), descending, ties by the lower index; returns log(sum(exp(x))).
+    float (*top)(const float* x, int64_t n, int64_t k, float* values, int32_t* indices);
+};
+
+}  // namespace puna

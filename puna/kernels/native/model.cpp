@@ -1,0 +1,307 @@
+// One forward pass: all threads walk through it together.
+//
+//   for each layer    norm, quantise   q, k, v     | turn q and k, cache k and v | attend | quantise, wo, add
+//                     norm, quantise   silu(w1 x) w3 x                                    | quantise, w2, add
+//   at the end        norm, quantise   output, of the rows that are wanted
+//
+// A bar is where threads wait for each other. A lone token's activations are quantised by every thread for itself,
+// which is faster than to wait for one of them.
+
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace puna {
+
+namespace {
+
+// Room for the activations that meet matrices of one kind.
+struct Laid {
+    Activations a;
+    std::vector<uint32_t> data;
+    std::vector<float> scales;
+    std::vector<int32_t> sums;
+
+    void shape(const Matrix& w, int64_t tokens) {
+        const Ops& ops = operations();
+        a.integer = w.integer(), a.brain = w.kind == BRAIN;
+        a.tokens = tokens, a.steps = w.steps();
+        a.group = a.integer ? w.group : 0, a.groups = a.integer ? w.groups() : 0;
+        a.tile = a.integer ? ops.tile_integers : ops.tile_floats;
+        grow(data, tokens * a.steps), grow(scales, tokens * a.groups), grow(sums, tokens * a.groups);
+        a.data = data.data(), a.scales = scales.data(), a.sums = sums.data();
+    }
+
+    template <typename T>
+    static void grow(std::vector<T>& v, int64_t n) {
+        if ((int64_t)v.size() < n) v.resize(n);
+    }
+};
+
+bool alike(const Matrix& a, const Matrix& b) {  // whether they read the same activations
+    return a.integer() == b.integer() && a.columns == b.columns && (a.integer() ? a.group == b.group : a.kind == b.kind);
+}
+
+}  // namespace
+
+struct Workspace {
+    std::vector<float> x, mixed, attended, lifted, other, turns;
+    std::vector<int64_t> positions;                // of each token in its sequence
+    std::vector<std::vector<float>> scratch;       // one per thread
+    std::vector<std::array<Laid, 3>> own;          // one per thread, for lone tokens
+    std::array<Laid, 3> shared;
+};
+
+Model::Model(const Shape& s, const float* f, int threads)
+    : shape(s), team(threads), frequencies(f, f + s.width / 2), layers(s.layers), norms(s.layers),
+      space_(std::make_unique<Workspace>()) {
+    for (auto& layer : layers) layer.fill(nullptr);
+    space_->scratch.resize(team.size());
+    space_->own.resize(team.size());
+}
+
+Model::~Model() = default;
+
+// The state of one call; its methods are called by all threads.
+struct Model::Pass {
+    Model& model;
+    const Ops& ops;
+    const Cache& cache;
+    const std::vector<Span>& spans;
+    const int64_t* adapter;
+    Workspace& space;
+    int64_t tokens;
+    int64_t dim, ffn, q_rows, kv_rows, mixed_rows;  // padded to chunks: q | k | v side by side in `mixed`
+
+    const Shape& shape() const { return model.shape; }
+
+    // The activations for each of `matrices`, laid out from x; matrices that are alike share them.
+    template <size_t N>
+    std::array<const Activations*, N> lay(int thread, int& list, const float* x, int64_t stride, int64_t n,
+                                          const float* norm, const std::array<const Matrix*, N>& matrices) {
+        const bool alone = n == 1;
+        auto& places = alone ? space.own[thread] : space.shared;
+        std::array<const Activations*, N> found;
+        for (size_t i = 0; i < N; i++) {
+            size_t same = i;
+            for (size_t j = 0; j < i; j++)
+                if (alike(*matrices[i], *matrices[j])) same = j;
+            found[i] = same == i ? &places[i].a : found[same];
+            const int work = list++;
+            if (same != i) continue;
+            Laid& laid = places[i];
+            if (alone) {
+                laid.shape(*matrices[i], 1);
+                ops.prepare(laid.a, 0, x, stride, matrices[i]->columns, norm, shape().eps);
+            } else {
+                if (thread == 0) laid.shape(*matrices[i], n);
+                model.team.wait();
+                model.team.each(work, laid.a.tiles(), [&](int64_t t) {
+                    ops.prepare(laid.a, t, x, stride, matrices[i]->columns, norm, shape().eps);
+                });
+            }
+        }
+        if (!alone) model.team.wait();
+        return found;
+    }
+
+    void multiply(int& list, const Matrix& w, const Activations& a, float* y, int64_t stride, bool add) {
+        model.team.each(list++, w.chunks(), [&](int64_t c) { ops.multiply(w, c, c + 1, a, y, stride, add); });
+    }
+
+    // y (tokens of the spans that have one, stride) += up (down x)
+    void adapt(int& list, int64_t layer, Part part, const float* x, int64_t x_stride, const float* norm, float* y,
+               int64_t y_stride) {
+        const int work = list++;
+        if (!adapter) return;
+        model.team.wait();
+        model.team.each(work, (int64_t)spans.size(), [&](int64_t s) {
+            if (adapter[s] < 0) return;
+            const auto& pair = model.adapters[adapter[s]]->layers[layer][part];
+            if (!pair.rank) return;
+            const int64_t inputs = (int64_t)pair.down.size() / pair.rank;
+            const int64_t outputs = (int64_t)pair.up.size() / pair.rank;
+            std::vector<float> row(inputs), low(pair.rank);
+            for (int64_t t = spans[s].first; t < spans[s].first + spans[s].count; t++) {
+                const float* from = x + t * x_stride;
+                if (norm) ops.rms_norm(from, norm, shape().eps, inputs, row.data()), from = row.data();
+                for (int64_t r = 0; r < pair.rank; r++) {
+                    float sum = 0;
+                    for (int64_t i = 0; i < inputs; i++) sum += pair.down[r * inputs + i] * from[i];
+                    low[r] = sum;
+                }
+                for (int64_t o = 0; o < outputs; o++) {
+                    float sum = 0;
+                    for (int64_t r = 0; r < pair.rank; r++) sum += pair.up[o * pair.rank + r] * low[r];
+                    y[t * y_stride + o] += sum;
+                }
+            }
+        });
+        model.team.wait();
+    }
+
+    void turn_and_cache(int64_t layer, int64_t token, const Span& span, int64_t head) {
+        const int64_t E = shape().width, G = shape().heads / shape().kv_heads;
+        float* row = space.mixed.data() + token * mixed_rows;
+        const float* turns = space.turns.data() + token * E;
+        for (int64_t g = 0; g < G; g++) ops.rotate(row + (head * G + g) * E, turns, E);
+        float* k = row + q_rows + head * E;
+        ops.rotate(k, turns, E);
+        const int64_t position = span.start + token - span.first;
+        ops.write(cache, layer, head, span.blocks[position / 16], (int)(position % 16), k,
+                  row + q_rows + kv_rows + head * E);
+    }
+
+    void attend(int thread, int64_t layer, const Span& span, int64_t head, int64_t from, int64_t to) {
+        ops.attend({&cache, layer, head, span, from, to, shape().heads, space.mixed.data(), mixed_rows,
+                    space.attended.data(), q_rows, space.scratch[thread].data()});
+    }
+
+    void attention(int thread, int& list, int64_t layer) {
+        constexpr int64_t TOKENS = 32;  // queries of a span that are one piece of work
+        const int64_t heads = shape().kv_heads;
+        bool single = true;
+        int64_t pieces = 0;
+        for (const Span& span : spans) single &= span.count == 1, pieces += (span.count + TOKENS - 1) / TOKENS;
+        const auto piece = [&](int64_t p, const auto& work) {  // the p-th of all pieces
+            for (const Span& span : spans) {
+                const int64_t n = (span.count + TOKENS - 1) / TOKENS;
+                if (p < n) return work(span, p * TOKENS, std::min(span.count, (p + 1) * TOKENS));
+                p -= n;
+            }
+        };
+        const int caching = list++, attending = list++;
+        if (single) {
+            model.team.each(caching, pieces * heads, [&](int64_t i) {
+                const Span& span = spans[i / heads];
+                turn_and_cache(layer, span.first, span, i % heads);
+                attend(thread, layer, span, i % heads, 0, 1);
+            });
+        } else {
+            model.team.each(caching, pieces * heads, [&](int64_t i) {
+                piece(i / heads, [&](const Span& span, int64_t from, int64_t to) {
+                    for (int64_t t = from; t < to; t++) turn_and_cache(layer, span.first + t, span, i % heads);
+                });
+            });
+            model.team.wait();
+            model.team.each(attending, pieces * heads, [&](int64_t i) {
+                const int64_t late = pieces - 1 - i / heads;  // the longest first
+                piece(late, [&](const Span& span, int64_t from, int64_t to) {
+                    attend(thread, layer, span, i % heads, from, to);
+                });
+            });
+        }
+        model.team.wait();
+    }
+
+    void layer(int thread, int& list, int64_t index) {
+        const auto& w = model.layers[index];
+        const auto& norms = model.norms[index];
+        float* x = space.x.data();
+        float* mixed = space.mixed.data();
+
+        auto in = lay<3>(thread, list, x, dim, tokens, norms[0].data(), {w[WQ], w[WK], w[WV]});
+        multiply(list, *w[WQ], *in[0], mixed, mixed_rows, false);
+        multiply(list, *w[WK], *in[1], mixed + q_rows, mixed_rows, false);
+        multiply(list, *w[WV], *in[2], mixed + q_rows + kv_rows, mixed_rows, false);
+        adapt(list, index, WQ, x, dim, norms[0].data(), mixed, mixed_rows);
+        adapt(list, index, WK, x, dim, norms[0].data(), mixed + q_rows, mixed_rows);
+        adapt(list, index, WV, x, dim, norms[0].data(), mixed + q_rows + kv_rows, mixed_rows);
+        model.team.wait();
+
+        attention(thread, list, index);
+        auto mid = lay<1>(thread, list, space.attended.data(), q_rows, tokens, nullptr, {w[WO]});
+        multiply(list, *w[WO], *mid[0], x, dim, true);
+        adapt(list, index, WO, space.attended.data(), q_rows, nullptr, x, dim);
+        model.team.wait();
+
+        auto up = lay<2>(thread, list, x, dim, tokens, norms[1].data(), {w[W1], w[W3]});
+        float* lifted = space.lifted.data();
+        feed(list, index, up, lifted);
+        model.team.wait();
+        auto down = lay<1>(thread, list, lifted, ffn, tokens, nullptr, {w[W2]});
+        multiply(list, *w[W2], *down[0], x, dim, true);
+        adapt(list, index, W2, lifted, ffn, nullptr, x, dim);
+        model.team.wait();
+    }
+
+    void feed(int& list, int64_t index, const std::array<const Activations*, 2>& in, float* lifted) {
+        const auto& w = model.layers[index];
+        if (!adapter) {
+            model.team.each(list++, w[W1]->chunks(), [&](int64_t c) {
+                ops.swiglu(*w[W1], *in[0], *w[W3], *in[1], c, c + 1, lifted, ffn);
+            });
+            return;
+        }
+        const float* norm = model.norms[index][1].data();
+        float* other = space.other.data();
+        multiply(list, *w[W1], *in[0], lifted, ffn, false);
+        multiply(list, *w[W3], *in[1], other, ffn, false);
+        adapt(list, index, W1, space.x.data(), dim, norm, lifted, ffn);
+        adapt(list, index, W3, space.x.data(), dim, norm, other, ffn);
+        model.team.each(list++, tokens, [&](int64_t t) { ops.gate(lifted + t * ffn, other + t * ffn, ffn); });
+    }
+};
+
+void Model::forward(const Cache& cache, const std::vector<Span>& spans, const int32_t* tokens, const int64_t* wanted,
+                    const int64_t* adapter, float* out, bool hidden) {
+    const Ops& ops = operations();
+    Workspace& space = *space_;
+    Pass pass{*this, ops, cache, spans, nullptr, space, 0, up(shape.dim, CHUNK), up(shape.ffn, CHUNK),
+              up(shape.heads * shape.width, CHUNK), up(shape.kv_heads * shape.width, CHUNK), 0};
+    std::vector<int64_t> rows;
+    for (size_t s = 0; s < spans.size(); s++) {
+        pass.tokens += spans[s].count;
+        for (int64_t i = spans[s].count - wanted[s]; i < spans[s].count; i++) rows.push_back(spans[s].first + i);
+        if (adapter[s] >= 0) pass.adapter = adapter;
+    }
+    Laid::grow(space.positions, pass.tokens);
+    for (const Span& span : spans)
+        for (int64_t i = 0; i < span.count; i++) space.positions[span.first + i] = span.start + i;
+    pass.mixed_rows = pass.q_rows + 2 * pass.kv_rows;
+    const int64_t n = pass.tokens, dim = pass.dim, E = shape.width;
+    Laid::grow(space.x, n * dim), Laid::grow(space.mixed, n * pass.mixed_rows);
+    Laid::grow(space.attended, n * pass.q_rows), Laid::grow(space.lifted, n * pass.ffn);
+    Laid::grow(space.turns, n * E), Laid::grow(space.other, pass.adapter ? n * pass.ffn : 0);
+    for (auto& scratch : space.scratch) Laid::grow(scratch, ops.attend_scratch(E));
+    const int64_t vocabulary = up(shape.vocabulary, CHUNK);
+    std::vector<float> ends(rows.size() * dim), padded;
+    const bool direct = vocabulary == shape.vocabulary;
+    if (!direct && !hidden) padded.resize(rows.size() * vocabulary);
+
+    team.run((int)shape.layers * 26 + 8, [&](int thread) {
+        int list = 0;
+        team.each(list++, n, [&](int64_t t) {
+            float* x = space.x.data() + t * dim;
+            ops.embed(*embedding, tokens[t], x);
+            for (int64_t j = shape.dim; j < dim; j++) x[j] = 0;
+            const float position = (float)space.positions[t];
+            for (int64_t j = 0; j < E / 2; j++) {
+                space.turns[t * E + 2 * j] = std::cos(position * frequencies[j]);
+                space.turns[t * E + 2 * j + 1] = std::sin(position * frequencies[j]);
+            }
+        });
+        team.wait();
+        for (int64_t l = 0; l < shape.layers; l++) pass.layer(thread, list, l);
+        if (rows.empty()) return;
+        team.each(list++, (int64_t)rows.size(), [&](int64_t r) {
+            const float* x = space.x.data() + rows[r] * dim;
+            if (hidden) ops.rms_norm(x, last_norm.data(), shape.eps, shape.dim, out + r * shape.dim);
+            else memcpy(ends.data() + r * dim, x, dim * sizeof(float));
+        });
+        if (hidden) return;
+        team.wait();
+        const int64_t count = (int64_t)rows.size();
+        auto last = pass.lay<1>(thread, list, ends.data(), dim, count, last_norm.data(), {output});
+        pass.multiply(list, *output, *last[0], direct ? out : padded.data(), vocabulary, false);
+        team.wait();
+        if (!direct)
+            team.each(list++, count, [&](int64_t r) {
+                memcpy(out + r * shape.vocabulary, padded.data() + r * vocabulary, shape.vocabulary * sizeof(float));
+            });
+    });
+}
+
+}  // namespace puna

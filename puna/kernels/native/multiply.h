@@ -1,0 +1,250 @@
+// Matrix products: 16 rows of weights times up to TILE tokens in registers.
+//
+// For integers, group by group:   y += (w scale x a scale) * (sum of code products)
+// where the sum is exact, so that each output is the same sequence of float32 additions whatever the number of tokens:
+// a token's result does not depend on what is computed beside it.
+//
+// Weight codes are stored without sign, as the dot product instructions want it. The surplus (8 or 128 times the sum of
+// the activations' codes) is where the group's sum starts from.
+
+#pragma once
+#include "matrix.h"
+#include "simd.h"
+
+namespace PUNA_NAMESPACE {
+using namespace puna;
+
+template <Kind KIND, bool OFFSETS, int M>
+INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activations& a, int64_t t, F y[M]) {
+    const int64_t groups = w.groups(), steps = w.group / 4;
+    const uint32_t* x = a.data + t * a.tile * a.steps;
+    const float* scales = a.scales + t * a.tile * groups;
+    const int32_t* sums = a.sums + t * a.tile * groups;
+    const uint16_t* w_scales = (const uint16_t*)block;
+    const uint16_t* w_offsets = w_scales + groups * LANES;
+    const uint8_t* codes = block + w.scale_bytes();
+    constexpr int bias = KIND == INT4 ? 8 : BIAS8;
+    for (int m = 0; m < M; m++) y[m] = zero();
+    for (int64_t g = 0; g < groups; g++) {
+        I s[M];
+        for (int m = 0; m < M; m++) s[m] = bias == 128 ? times16(isplat(sums[m])) : bias ? isplat(sums[m]) : izero();
+        for (int64_t step = 0; step < steps; step += 2) {
+            if constexpr (KIND == INT4) {
+                const I both = iload(codes);
+                const I low = low_nibbles(both), high = high_nibbles(both);
+                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], low, isplat((int32_t)x[m]));
+                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], high, isplat((int32_t)x[M + m]));
+                codes += 64;
+            } else {
+                const I even = iload(codes), odd = iload(codes + 64);
+                for (int m = 0; m < M; m++) s[m] = dot_bytes(s[m], even, isplat((int32_t)x[m]));
+                for (int m = 0; m < M; m++) s[m] = dot_bytes(s[m], odd, isplat((int32_t)x[M + m]));
+                codes += 128;
+            }
+            x += 2 * M;
+        }
+        const F scale = half(w_scales);
+        for (int m = 0; m < M; m++) y[m] = fma(to_float(s[m]), mul(scale, splat(scales[m])), y[m]);
+        if constexpr (OFFSETS) {
+            const F offset = half(w_offsets);
+            for (int m = 0; m < M; m++) y[m] = fma(offset, splat(scales[m] * (float)sums[m] * -0.125f), y[m]);
+            w_offsets += LANES;
+        }
+        w_scales += LANES, scales += M, sums += M;
+    }
+}
+
+template <Kind KIND, int M>
+INLINE void chunk_floats(const uint8_t* chunk, int64_t steps, const uint32_t* x, F y[M][4]) {
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < 4; v++) y[m][v] = zero();
+    for (int64_t step = 0; step < steps; step++, chunk += 256, x += M) {
+        for (int v = 0; v < 4; v++) {
+            if constexpr (KIND == BRAIN) {
+                const I w = iload(chunk + 64 * v);
+                for (int m = 0; m < M; m++) y[m][v] = dot_brain(y[m][v], w, isplat((int32_t)x[m]));
+            } else {
+                const F w = load((const float*)(chunk + 64 * v));
+                for (int m = 0; m < M; m++) y[m][v] = fma(w, splat(((const float*)x)[m]), y[m][v]);
+            }
+        }
+    }
+}
+
+// One chunk of 64 rows times tile t: y (M, 4, 16).
+template <Kind KIND, bool OFFSETS, int M>
+INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, int64_t t, float* y) {
+    if constexpr (KIND == INT8 || KIND == INT4) {
+        for (int b = 0; b < 4; b++) {
+            F r[M];
+            block_integers<KIND, OFFSETS, M>(w, w.chunk(c) + b * w.block_bytes(), a, t, r);
+            for (int m = 0; m < M; m++) store(y + m * CHUNK + b * LANES, r[m]);
+        }
+    } else {
+        F r[M][4];
+        chunk_floats<KIND, M>(w.chunk(c), w.steps(), a.data + t * a.tile * a.steps, r);
+        for (int m = 0; m < M; m++)
+            for (int v = 0; v < 4; v++) store(y + m * CHUNK + v * LANES, r[m][v]);
+    }
+}
+
+using Product = void (*)(const Matrix&, int64_t, const Activations&, int64_t, float*);
+
+template <Kind KIND, bool OFFSETS, int M>
+__attribute__((noinline)) void product(const Matrix& w, int64_t c, const Activations& a, int64_t t, float* y) {
+    chunk_times_tile<KIND, OFFSETS, M>(w, c, a, t, y);
+}
+
+// The function for tiles of M tokens, M from 1 to TILE.
+template <Kind KIND, bool OFFSETS, int M>
+Product product_for(int m) {
+    if constexpr (M == 1) return product<KIND, OFFSETS, 1>;
+    else return m == M ? product<KIND, OFFSETS, M> : product_for<KIND, OFFSETS, M - 1>(m);
+}
+
+inline Product product_of(const Matrix& w, int m) {
+    switch (w.kind) {
+        case FLOAT: return product_for<FLOAT, false, TILE_F>(m);
+        case BRAIN: return product_for<BRAIN, false, TILE_F>(m);
+        case INT8: return w.offsets ? product_for<INT8, true, TILE_Q>(m) : product_for<INT8, false, TILE_Q>(m);
+        default: return w.offsets ? product_for<INT4, true, TILE_Q>(m) : product_for<INT4, false, TILE_Q>(m);
+    }
+}
+
+inline void multiply(const Matrix& w, int64_t from, int64_t to, const Activations& a, float* y, int64_t stride,
+                     bool add_to) {
+    alignas(64) float part[TILE_Q * CHUNK];
+    for (int64_t t = 0; t < a.tiles(); t++) {
+        const int size = a.size(t);
+        const Product times = product_of(w, size);
+        for (int64_t c = from; c < to; c++) {
+            times(w, c, a, t, part);
+            for (int m = 0; m < size; m++) {
+                float* row = y + (t * a.tile + m) * stride + c * CHUNK;
+                for (int v = 0; v < CHUNK; v += LANES) {
+                    const F r = load(part + m * CHUNK + v);
+                    store(row + v, add_to ? add(load(row + v), r) : r);
+                }
+            }
+        }
+    }
+}
+
+INLINE F silu(F x) { return div(x, add(splat(1.0f), exp(min(sub(zero(), x), splat(88.0f))))); }
+
+inline void swiglu(const Matrix& w1, const Activations& x1, const Matrix& w3, const Activations& x3, int64_t from,
+                   int64_t to, float* y, int64_t stride) {
+    alignas(64) float gate[TILE_Q * CHUNK], lift[TILE_Q * CHUNK];
+    for (int64_t t = 0; t < x1.tiles(); t++) {
+        const int size = x1.size(t);
+        const Product times1 = product_of(w1, size), times3 = product_of(w3, size);
+        for (int64_t c = from; c < to; c++) {
+            times1(w1, c, x1, t, gate);
+            times3(w3, c, x3, t, lift);
+            for (int m = 0; m < size; m++)
+                for (int v = 0; v < CHUNK; v += LANES)
+                    store(y + (t * x1.tile + m) * stride + c * CHUNK + v,
+                          mul(silu(load(gate + m * CHUNK + v)), load(lift + m * CHUNK + v)));
+        }
+    }
+}
+
+inline void gate(float* y, const float* x, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES) store(y + i, mul(silu(load(y + i)), load(x + i)));
+}
+
+// ---------------------------------------------------------------------------------------------- activations, laid out
+
+inline void rms_norm(const float* x, const float* norm, float eps, int64_t columns, float* y) {
+    F squares = zero();
+    int64_t i = 0;
+    for (; i + LANES <= columns; i += LANES) squares = fma(load(x + i), load(x + i), squares);
+    float total = sum(squares);
+    for (; i < columns; i++) total += x[i] * x[i];
+    const float factor = 1.0f / std::sqrt(total / (float)columns + eps);
+    for (i = 0; i + LANES <= columns; i += LANES) store(y + i, mul(mul(load(x + i), splat(factor)), load(norm + i)));
+    for (; i < columns; i++) y[i] = x[i] * factor * norm[i];
+}
+
+// One token of `columns` numbers, filled up with zeros to whole groups, as codes: round(x / scale), scale = largest / 127.
+INLINE void quantise(const float* x, int64_t groups, int64_t group, int m, int size, uint32_t* out, float* scales,
+                     int32_t* sums) {
+    for (int64_t g = 0; g < groups; g++, x += group) {
+        F top = zero();
+        for (int64_t i = 0; i < group; i += LANES) top = max(top, abs(load(x + i)));
+        const float most = largest(top);
+        const F inverse = splat(most > 0 ? 127.0f / most : 0.0f);
+        I s = izero();
+        for (int64_t i = 0; i < group; i += LANES) {
+            const I codes = to_int(mul(load(x + i), inverse));
+            s = iadd(s, codes);
+            int8_t bytes[LANES];
+            store_bytes(bytes, codes);
+            uint32_t* to = out + (g * group + i) / 4 * size + m;
+            for (int j = 0; j < 4; j++) memcpy(to + j * size, bytes + 4 * j, 4);
+        }
+        scales[g * size + m] = most / 127.0f;
+        sums[g * size + m] = -8 * isum(s);
+    }
+}
+
+inline void prepare(Activations& a, int64_t t, const float* x, int64_t stride, int64_t columns, const float* norm,
+                    float eps) {
+    thread_local float* row = nullptr;
+    thread_local int64_t room = 0;
+    const int64_t filled = a.integer ? a.groups * a.group : up(columns, 2);
+    if (room < filled + LANES) {
+        delete[] row;
+        row = new float[room = filled + LANES];
+    }
+    const int size = a.size(t);
+    uint32_t* out = a.data + t * a.tile * a.steps;
+    for (int m = 0; m < size; m++) {
+        const float* from = x + (t * a.tile + m) * stride;
+        if (norm) rms_norm(from, norm, eps, columns, row);
+        else memcpy(row, from, columns * sizeof(float));
+        for (int64_t i = columns; i < filled; i++) row[i] = 0;
+        if (a.integer) {
+            quantise(row, a.groups, a.group, m, size, out, a.scales + t * a.tile * a.groups,
+                     a.sums + t * a.tile * a.groups);
+        } else if (a.brain) {
+            for (int64_t i = 0; i < a.steps; i++)
+                out[i * size + m] = to_brain(row[2 * i]) | (uint32_t)to_brain(row[2 * i + 1]) << 16;
+        } else {
+            for (int64_t i = 0; i < a.steps; i++) memcpy(out + i * size + m, row + i, 4);
+        }
+    }
+}
+
+// A row of the matrix as numbers: what an embedding looks up.
+inline void embed(const Matrix& w, int64_t row, float* out) {
+    const int64_t lane = row % LANES, block = row % CHUNK / LANES;
+    const uint8_t* chunk = w.chunk(row / CHUNK);
+    if (!w.integer()) {
+        for (int64_t i = 0; i < w.columns; i++) {
+            if (w.kind == FLOAT) memcpy(out + i, chunk + i * 256 + block * 64 + lane * 4, 4);
+            else {
+                uint32_t bits = 0;
+                memcpy((uint8_t*)&bits + 2, chunk + i / 2 * 256 + block * 64 + lane * 4 + i % 2 * 2, 2);
+                memcpy(out + i, &bits, 4);
+            }
+        }
+        return;
+    }
+    chunk += block * w.block_bytes();
+    const uint8_t* codes = chunk + w.scale_bytes();
+    for (int64_t g = 0; g < w.groups(); g++) {
+        float scales[LANES], offsets[LANES] = {};
+        store(scales, half((const uint16_t*)chunk + g * LANES));
+        if (w.offsets) store(offsets, half((const uint16_t*)chunk + (w.groups() + g) * LANES));
+        for (int64_t i = g * w.group; i < (g + 1) * w.group && i < w.columns; i++) {
+            const int64_t step = i / 4;
+            int code;
+            if (w.kind == INT8) code = codes[step * 64 + lane * 4 + i % 4] - 128;
+            else code = (codes[step / 2 * 64 + lane * 4 + i % 4] >> (step % 2 * 4) & 15) - 8;
+            out[i] = scales[lane] * (float)code + offsets[lane];
+        }
+    }
+}
+
+}  // namespace PUNA_NAMESPACE

@@ -1,0 +1,77 @@
+#include "team.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace puna {
+
+namespace {
+
+constexpr int SPINS = 20000;  // about 50 to 100 microseconds
+
+void breathe() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+void until_not(const std::atomic<uint32_t>& value, uint32_t old) {
+    for (int i = 0; i < SPINS; i++) {
+        if (value.load(std::memory_order_acquire) != old) return;
+        breathe();
+    }
+    while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+Team::Team(int threads) : size_(threads < 1 ? 1 : threads) {
+    for (int i = 1; i < size_; i++) threads_.emplace_back([this, i] { serve(i); });
+}
+
+Team::~Team() {
+    over_ = true;
+    begun_.fetch_add(1, std::memory_order_release);
+    begun_.notify_all();
+    for (auto& thread : threads_) thread.join();
+}
+
+void Team::run(int lists, const std::function<void(int)>& job) {
+    const std::lock_guard<std::mutex> lock(turn_);
+    if (lists > lists_) {
+        taken_ = std::make_unique<std::atomic<int64_t>[]>(lists);
+        lists_ = lists;
+    }
+    for (int i = 0; i < lists; i++) taken_[i].store(0, std::memory_order_relaxed);
+    job_ = &job;
+    begun_.fetch_add(1, std::memory_order_release);
+    begun_.notify_all();
+    job(0);
+    wait();
+}
+
+void Team::wait() {
+    if (size_ == 1) return;
+    const uint32_t round = round_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == (uint32_t)size_) {
+        arrived_.store(0, std::memory_order_relaxed);
+        round_.fetch_add(1, std::memory_order_release);
+        round_.notify_all();
+    } else {
+        until_not(round_, round);
+    }
+}
+
+void Team::serve(int thread) {
+    for (uint32_t seen = 0;; seen++) {
+        until_not(begun_, seen);
+        if (over_) return;
+        (*job_)(thread);
+        wait();
+    }
+}
+
+}  // namespace puna

@@ -1,0 +1,136 @@
+"""The work in progress: one small safetensors file for each finished tensor, named as Hugging Face names it.
+
+What is there is done, so an interrupted run goes on where it was; at the end all are joined into one file. `Written`
+reads them back as a model does: in Meta's names and row order, dequantised.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from puna.model.convert import hf_name, is_rotary, to_meta_rows
+from puna.model.sizes import LlamaConfig
+from puna.model.tensorfile import Pending, TensorFile, file_bytes, pending, write_tensors
+from puna.model.weights import Weights
+from puna.quant.forms import UNQUANTISED, Form
+from puna.quant.groups import Packed, dequantise_matrix, packed_shapes, quantise_matrix
+from puna.quant.layers import Reader
+
+METADATA = {"format": "pt"}
+
+
+def part_names(name: str, form: Form) -> tuple[str, ...]:
+    """The names of the tensors that stand for the matrix `name` in `form`."""
+    if form.bits == UNQUANTISED:
+        return (name,)
+    stem = name.removesuffix("weight")
+    return (stem + "codes", stem + "scales", stem + "offsets")[: 3 if form.offset else 2]
+
+
+def part_shapes(name: str, shape: tuple[int, ...], form: Form) -> dict[str, tuple[int, ...]]:
+    """Those tensors' shapes; a vector is stored as it is."""
+    if len(shape) == 1 or form.bits == UNQUANTISED:
+        return {name: shape}
+    codes, scales = packed_shapes(*shape, form.bits, form.group_size)
+    return dict(zip(part_names(name, form), (codes, scales, scales)))
+
+
+def part_dtypes(name: str, shape: tuple[int, ...], form: Form) -> dict[str, torch.dtype]:
+    """Those tensors' types."""
+    if len(shape) == 1:
+        return {name: torch.float32}
+    codes = torch.int8 if form.bits == 8 else torch.uint8
+    kinds = (torch.bfloat16,) if form.bits == UNQUANTISED else (codes, torch.float16, torch.float16)
+    return dict(zip(part_names(name, form), kinds))
+
+
+def weights_file_bytes(shapes: dict[str, tuple[int, ...]], forms: dict[str, Form]) -> int:
+    """The size of the joined file; both by Hugging Face's names."""
+    tensors = {
+        part: (part_dtypes(name, shape, forms[name])[part], size)
+        for name, shape in shapes.items()
+        for part, size in part_shapes(name, shape, forms[name]).items()
+    }
+    return file_bytes(tensors, METADATA)
+
+
+def write_nearest(weights: Weights, name: str, form: Form, out: Path) -> None:
+    """One tensor into a file of its own, each weight to its nearest code, a few megabytes at a time."""
+    if len(weights.shape(name)) == 1:
+        write_tensors(out, {name: pending(weights.read(name), torch.float32)}, {})
+        return
+    parts: list[tuple[Tensor, ...]] = []
+    wrong = whole = 0.0
+    for _, piece in weights.pieces(name):
+        piece = piece.float()
+        if form.bits == UNQUANTISED:
+            made: tuple[Tensor, ...] = (piece.bfloat16(),)
+            again = made[0].float()
+        else:
+            packed = quantise_matrix(piece, form.bits, form.group_size, offset=form.offset)
+            made, again = packed.tensors, dequantise_matrix(packed)
+        parts.append(made)
+        wrong += float((piece - again).double().square().sum())
+        whole += float(piece.double().square().sum())
+    _write(out, name, form, [torch.cat(rows) for rows in zip(*parts)], wrong / max(whole, 1e-30), "nearest")
+
+
+def write_packed(weight: Tensor, packed: Packed, name: str, form: Form, way: str, out: Path) -> None:
+    """A matrix that was quantised as a whole, all in Hugging Face's row order."""
+    wrong = (weight.float() - dequantise_matrix(packed)).square().sum(dtype=torch.float64)
+    whole = weight.float().square().sum(dtype=torch.float64).clamp_min(1e-30)
+    _write(out, name, form, packed.tensors, float(wrong / whole), way)
+
+
+def _write(out: Path, name: str, form: Form, tensors: Iterable[Tensor], error: float, way: str) -> None:
+    named = {part: pending(tensor) for part, tensor in zip(part_names(name, form), tensors)}
+    write_tensors(out, named, {"relative_error": f"{math.sqrt(error):.6g}", "rounded": way})
+
+
+class Written:
+    """The finished tensors of a folder as a `layers.Reader`; those that are not there come from `otherwise`."""
+
+    def __init__(self, folder: Path, config: LlamaConfig, forms: dict[str, Form], otherwise: Reader):
+        self.folder, self.config, self.forms, self.otherwise = folder, config, forms, otherwise
+        self.shapes = config.shapes()
+
+    def __call__(self, name: str) -> Tensor:
+        theirs = hf_name(name)
+        if not (self.folder / theirs).is_file():
+            return self.otherwise(name)
+        with TensorFile(self.folder / theirs) as file:
+            if theirs in file.entries:
+                made = file.read(theirs).float()
+            else:
+                form = self.forms[theirs]
+                codes, scales, *offsets = (file.read(part) for part in part_names(theirs, form))
+                columns = self.shapes[name][1]
+                shift = offsets[0] if offsets else None
+                made = dequantise_matrix(Packed(codes, scales, columns, form.bits, form.group_size, shift))
+        return to_meta_rows(made, self.config.head_dim) if is_rotary(name) else made
+
+
+def assemble(parts: list[Path], out: Path) -> tuple[dict[str, float], dict[str, str], int]:
+    """Join the tensors of all files into one: each matrix's error, how it was rounded, and the bytes of all tensors."""
+    tensors: dict[str, Pending] = {}
+    errors: dict[str, float] = {}
+    ways: dict[str, str] = {}
+    size = 0
+    for part in parts:
+        with TensorFile(part) as file:
+            if "relative_error" in file.metadata:
+                errors[part.name] = float(file.metadata["relative_error"])
+                ways[part.name] = file.metadata["rounded"]
+            for name, entry in file.entries.items():
+                tensors[name] = (entry.dtype, entry.shape, lambda part=part, name=name: _read(part, name))
+                size += entry.bytes
+    write_tensors(out, tensors, METADATA)
+    return errors, ways, size
+
+
+def _read(part: Path, name: str) -> Tensor:
+    with TensorFile(part) as file:
+        return file.read(name)

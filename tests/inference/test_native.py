@@ -1,0 +1,170 @@
+"""The runner over the C++ kernels beside the reference runner: from memory, and from a checkpoint of every format."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_llama import random_model
+from worlds import WIDE
+
+from puna.errors import ConfigError
+from puna.inference.adapters import Adapter
+from puna.inference.native import NativeRunner, unfit
+from puna.inference.runner import make_runner, open_runner
+from puna.inference.scoring import windows
+from puna.inference.spans import Span
+from puna.inference.torch_runner import TorchRunner
+from puna.model.checkpoint import save_model
+from puna.model.conversion import convert
+from puna.model.llama import Llama
+from puna.quant import QuantConfig, load_quantised, quantise
+
+pytestmark = pytest.mark.skipif(unfit(WIDE) is not None, reason=str(unfit(WIDE)))
+
+
+def spans(wanted: int = 4) -> list[Span]:
+    """Two prompts and, of a third sequence, one more token."""
+    g = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, WIDE.vocab_size, (70,), generator=g).tolist()
+    return [Span(ids[:41], 0, [3, 1, 4], wanted), Span(ids[41:60], 0, [9, 2], wanted), Span([ids[61]], 0, [5], 1)]
+
+
+def reference(model: Llama, asked: list[Span]) -> torch.Tensor:
+    return TorchRunner(model, blocks=12).forward(asked)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_the_references(tied):
+    model = random_model(replace(WIDE, tied=tied))
+    runner = NativeRunner.of(model, threads=2, blocks=12)
+    assert difference(runner.forward(spans()), reference(model, spans())) < 1e-5
+    more = [Span([7, 8], 41, [3, 1, 4], 2), Span([9], 1, [5], 1)]  # the cache goes on
+    again = TorchRunner(model, blocks=12)
+    again.forward(spans())
+    assert difference(runner.forward(more), again.forward(more)) < 1e-5
+
+
+def test_a_copied_block_reads_as_its_source():
+    model = random_model(WIDE)
+    runner = NativeRunner.of(model, threads=1, blocks=12)
+    [long, *_] = spans()
+    runner.forward([long])
+    expected = runner.forward([Span([5], 41, [3, 1, 4], 1)])
+    runner.copy_block(4, 7)
+    assert torch.equal(runner.forward([Span([5], 41, [3, 1, 7], 1)]), expected)
+    runner.forget()
+    assert not torch.equal(runner.forward([Span([5], 41, [3, 1, 7], 1)]), expected)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model's folder, in float32, and the model."""
+    wide = replace(WIDE, dim=256, head_dim=32, n_heads=8, n_kv_heads=2, ffn_dim=512)
+    model, path = Llama(wide).init_weights(3).eval(), tmp_path_factory.mktemp("native") / "model"
+    save_model(model, None, path)
+    return path, model
+
+
+@pytest.mark.parametrize(
+    "to, form, tolerance",
+    [
+        ("huggingface", "F32", 1e-5),
+        ("huggingface", "BF16", 1e-2),
+        ("huggingface", "F16", 2e-3),
+        ("meta", "F32", 1e-5),
+        ("gguf", "F32", 1e-5),
+        ("gguf", "BF16", 1e-2),
+    ],
+)
+def test_a_checkpoint_of_any_format_goes_straight_into_the_kernels(checkpoint, tmp_path, to, form, tolerance):
+    path, model = checkpoint
+    out = tmp_path / ("model.gguf" if to == "gguf" else "model")
+    convert(path, out, to, form)
+    runner = open_runner(out, choice="native", cache_bytes=1 << 22)
+    assert isinstance(runner, NativeRunner)
+    assert difference(runner.forward(spans()), reference(model, spans())) < tolerance
+
+
+@pytest.mark.parametrize("form", ["Q8_0", "Q4_0", "Q4_K_M"])
+def test_quantised_gguf_computes_with_the_files_own_weights(checkpoint, tmp_path, form):
+    convert(checkpoint[0], tmp_path / "model.gguf", "gguf", form)
+    expected = reference(make_reference(tmp_path / "model.gguf"), spans())
+    runner = open_runner(tmp_path / "model.gguf", choice="native", cache_bytes=1 << 22)
+    # Activations are rounded to 8 bits, keys and values to bfloat16; the weights are those of the file.
+    assert difference(runner.forward(spans()), expected) < 3e-2
+
+
+def make_reference(path) -> Llama:
+    from puna.model.opening import load_checkpoint
+
+    return load_checkpoint(path)
+
+
+@pytest.mark.parametrize("bits, group", [(8, 32), (4, 32), (4, 128), (4, 24)])
+def test_a_folder_that_we_quantised(checkpoint, tmp_path, bits, group):
+    made = quantise(QuantConfig(bits=bits, group_size=group), checkpoint[0], out=tmp_path / "small")
+    expected = reference(load_quantised(made.path), spans())
+    for runner in (
+        open_runner(made.path, choice="native", cache_bytes=1 << 22),
+        make_runner(load_quantised(made.path, expand=False), choice="native", blocks=12),
+    ):
+        assert difference(runner.forward(spans()), expected) < 3e-2
+
+
+def test_keys_and_values_in_8_bits(checkpoint):
+    _, model = checkpoint
+    small = NativeRunner.of(model, threads=2, blocks=12, kv="int8")
+    assert difference(small.forward(spans()), reference(model, spans())) < 2e-2
+    assert small.cache.block_bytes < NativeRunner.of(model, threads=2, blocks=12).cache.block_bytes / 3
+
+
+def test_an_adapter_changes_the_spans_that_ask_for_it(checkpoint):
+    _, model = checkpoint
+    g = torch.Generator().manual_seed(5)
+    factors = {}
+    for name, weight in model.named_parameters():
+        if name.startswith("layers.") and weight.ndim == 2:
+            down, up = (torch.randn(s, generator=g) * 0.05 for s in ((3, weight.shape[1]), (weight.shape[0], 3)))
+            factors[name.removesuffix(".weight")] = (down, up)
+    adapter, plain = Adapter(factors), TorchRunner(model, blocks=12)
+    runner = NativeRunner.of(model, threads=2, blocks=12)
+    asked = [replace(span, adapter=which) for span, which in zip(spans(), (0, None, 0))]
+    assert plain.add_adapter(adapter) == runner.add_adapter(adapter) == 0
+    assert difference(runner.forward(asked), plain.forward(asked)) < 1e-4
+    assert difference(runner.forward(spans()), plain.forward(asked)) > 1e-2  # and it does change something
+
+
+def test_texts_are_scored_as_the_reference_scores_them():
+    model = random_model(WIDE)
+    ids = torch.randint(0, WIDE.vocab_size, (300,)).tolist()
+    todo = [
+        w for i, (n, given) in enumerate([(2, 1), (40, 1), (60, 30), (300, 1)]) for w in windows(i, ids[:n], given, 64)
+    ]
+    todo.sort(key=lambda w: len(w.tokens))
+    runner = NativeRunner.of(model, threads=2, blocks=12)
+    expected = TorchRunner(model, blocks=12).log_likelihoods(todo, WIDE.vocab_size)
+    assert runner.log_likelihoods(todo, WIDE.vocab_size) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_shape_that_the_kernels_lack_is_computed_by_pytorch_and_refused_by_name(caplog):
+    model = random_model(replace(WIDE, head_dim=8))
+    assert isinstance(make_runner(model, blocks=2), TorchRunner)
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        make_runner(model, blocks=2, choice="native")
+
+
+def test_without_the_library_pytorch_computes_and_one_line_says_so(monkeypatch):
+    from puna.inference import runner
+    from puna.kernels import native
+
+    lines = []
+    monkeypatch.setattr(native, "why_not", lambda: "they were not built")
+    monkeypatch.setattr(runner.log, "info", lines.append)
+    monkeypatch.setattr(runner, "_said", set())
+    for _ in range(2):
+        assert isinstance(make_runner(random_model(WIDE), blocks=2), TorchRunner)
+    assert len(lines) == 1 and "not built" in lines[0]
