@@ -14,6 +14,10 @@
 namespace PUNA_NAMESPACE {
 using namespace puna;
 
+// With few tokens the weights come from memory faster than one loop asks for them by itself: so they are asked for ahead.
+constexpr int FEW = 4;
+constexpr int AHEAD = 2048;  // bytes
+
 template <Kind KIND, bool OFFSETS, int M>
 INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activations& a, int64_t t, F y[M]) {
     const int64_t groups = w.groups(), steps = w.group / 4;
@@ -29,6 +33,7 @@ INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activati
         I s[M];
         for (int m = 0; m < M; m++) s[m] = bias == 128 ? times16(isplat(sums[m])) : bias ? isplat(sums[m]) : izero();
         for (int64_t step = 0; step < steps; step += 2) {
+            if constexpr (M <= FEW) fetch(codes + AHEAD), KIND == INT8 ? fetch(codes + AHEAD + 64) : void();
             if constexpr (KIND == INT4) {
                 const I both = iload(codes);
                 const I low = low_nibbles(both), high = high_nibbles(both);
@@ -60,6 +65,7 @@ INLINE void chunk_floats(const uint8_t* chunk, int64_t steps, const uint32_t* x,
         for (int v = 0; v < 4; v++) y[m][v] = zero();
     for (int64_t step = 0; step < steps; step++, chunk += 256, x += M) {
         for (int v = 0; v < 4; v++) {
+            if constexpr (M <= FEW) fetch(chunk + AHEAD + 64 * v);
             if constexpr (KIND == BRAIN) {
                 const I w = iload(chunk + 64 * v);
                 for (int m = 0; m < M; m++) y[m][v] = dot_brain(y[m][v], w, isplat((int32_t)x[m]));

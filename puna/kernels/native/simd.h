@@ -22,6 +22,8 @@
 
 namespace PUNA_NAMESPACE {
 
+INLINE void fetch(const void* p) { __builtin_prefetch(p); }
+
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 // ---------------------------------------------------------------------------------------------------------- AVX-512
