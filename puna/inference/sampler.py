@@ -22,6 +22,7 @@ from torch import Tensor
 
 from puna.chat import Sampling
 from puna.config import require
+from puna.kernels.top import likeliest
 
 MOST_LOGPROBS = 20  # OpenAI's limit
 _FEW = 256  # candidates that mostly hold top_p of the probability; sorting the whole vocabulary costs five times more
@@ -126,15 +127,15 @@ def _from_all(logits: Tensor, rows: Rows, which: Tensor, uniforms: Tensor) -> Te
 
 
 def _from_ranked(logits: Tensor, rows: Rows, which: Tensor, uniforms: Tensor) -> Tensor:
-    p = torch.softmax(logits / rows.temperature[which], -1)
+    scaled, V = logits / rows.temperature[which], logits.shape[1]
     limits = rows.top_k[which], rows.top_p[which], rows.min_p[which]
-    best, ids = p.topk(min(_FEW, p.shape[1]), dim=-1)
+    best, ids = likeliest(scaled, min(_FEW, V))
     tokens = _from_sorted(best, ids, *limits, uniforms)
     top_k, top_p, _ = limits
-    enough = (top_k <= best.shape[1]) | ((top_k == p.shape[1]) & (best.sum(-1, keepdim=True) >= top_p))
+    enough = (top_k <= best.shape[1]) | ((top_k == V) & (best.sum(-1, keepdim=True) >= top_p))
     if not enough.all():  # a larger top_k, or a flat distribution of which these hold less than top_p
         short = ~enough[:, 0]
-        best, ids = p[short].sort(dim=-1, descending=True, stable=True)
+        best, ids = torch.softmax(scaled[short], -1).sort(dim=-1, descending=True, stable=True)
         tokens[short] = _from_sorted(best, ids, *(limit[short] for limit in limits), uniforms[short])
     return tokens
 
