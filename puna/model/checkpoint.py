@@ -104,6 +104,9 @@ def fill(model: Llama, files: Weights) -> None:
     files.expect({name: tuple(weight.shape) for name, (_, weight) in wanted.items()})
     with torch.no_grad():
         for theirs, (ours, weight) in wanted.items():
+            if isinstance(files, WeightFiles) and not is_rotary(ours) and files.form(theirs) == NAMES[weight.dtype]:
+                files.read_into(theirs, weight)
+                continue
             head_dim = model.config.head_dim if is_rotary(ours) else 1
             for start, piece in files.pieces(theirs, head_dim):
                 piece = to_meta_rows(piece, head_dim) if is_rotary(ours) else piece
@@ -156,6 +159,10 @@ class WeightFiles:
     def place(self, name: str) -> tuple[int, int]:
         """Where a tensor's bytes lie: a file descriptor, open as long as this is, and the first byte."""
         return self._home[name].place(name)
+
+    def read_into(self, name: str, room: Tensor) -> None:
+        """A whole tensor into `room`, contiguous and of its shape and type."""
+        self._home[name].read_into(name, room)
 
     def read(self, name: str) -> Tensor:
         """A whole tensor, as stored."""

@@ -96,14 +96,21 @@ class TensorFile:
         """Where a tensor's bytes lie, for who reads them itself: a file descriptor and the first byte."""
         return self._file.fileno(), self.entries[name].begin
 
+    def read_into(self, name: str, room: Tensor) -> None:
+        """A whole tensor into `room`, contiguous and of its shape and type: no copy in between."""
+        self._read_to(self.entries[name].begin, room)
+
     def _take(self, begin: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         taken = torch.empty(shape, dtype=dtype)
-        if taken.numel():
+        self._read_to(begin, taken)
+        return taken
+
+    def _read_to(self, begin: int, room: Tensor) -> None:
+        if room.numel():
             self._file.seek(begin)
-            wanted = memoryview(taken.reshape(-1).view(torch.uint8).numpy())
+            wanted = memoryview(room.detach().view(-1).view(torch.uint8).numpy())
             if self._file.readinto(wanted) != len(wanted):
                 raise ArtifactError(f"{self.path} ended while it was read", hint=_HINT)
-        return taken
 
 
 def _read_header(path: Path, file) -> tuple[dict[str, TensorEntry], dict[str, str]]:
