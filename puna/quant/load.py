@@ -3,9 +3,9 @@
 packed      matrices stay integers and are expanded each time they are used (`modules.py`): the memory of the file.
 expanded    matrices are expanded once: an ordinary `Llama`, with an ordinary model's memory and speed.
 
-Without kernels that multiply integers directly, packed costs an expansion of all weights for each step. A small model
-gains nothing from that, so `expand=None` expands what then takes less than `EXPAND_BELOW` and keeps the rest packed.
-Both forms compute with the same numbers.
+The engine's C++ kernels multiply the integers themselves (`QuantisedFile`). Where PyTorch computes, packed costs an
+expansion of all weights for each step. A small model gains nothing from that, so `expand=None` expands what then takes
+less than `EXPAND_BELOW` and keeps the rest packed. Both forms compute with the same numbers.
 """
 
 from pathlib import Path
