@@ -25,22 +25,6 @@ uint8_t* reserve(size_t bytes) {
 
 enum Source : int { FROM_FLOAT = 0, FROM_BRAIN = 1, FROM_HALF = 2 };
 
-float from_half(uint16_t h) {
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
-    if (e == 0) return (sign ? -1.0f : 1.0f) * (float)m * 5.9604644775390625e-8f;
-    const uint32_t bits = sign | (e == 31 ? 0x7f800000u : (e + 112) << 23) | m << 13;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-uint16_t to_brain(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 64);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 float value(const void* data, int source, int64_t i) {
     if (source == FROM_FLOAT) return ((const float*)data)[i];
     if (source == FROM_HALF) return from_half(((const uint16_t*)data)[i]);

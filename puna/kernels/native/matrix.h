@@ -15,8 +15,10 @@
 // for each group, and -8 times the sum of its codes, which takes the surplus of the weights' codes off: [group][token].
 
 #pragma once
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace puna {
 
@@ -26,6 +28,22 @@ constexpr int CHUNK = 64;  // rows
 constexpr int LANES = 16;
 
 inline int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+inline uint16_t to_brain(float x) {  // bfloat16: round to nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 64);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline float from_half(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
+    if (e == 0) return (sign ? -1.0f : 1.0f) * std::ldexp((float)m, -24);
+    const uint32_t bits = sign | (e == 31 ? 0x7f800000u : (e + 112) << 23) | m << 13;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
 
 struct Matrix {
     Kind kind = FLOAT;

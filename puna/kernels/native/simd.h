@@ -18,6 +18,8 @@
 #include <arm_neon.h>
 #endif
 
+#include "matrix.h"
+
 #define INLINE inline __attribute__((always_inline))
 
 namespace PUNA_NAMESPACE {
@@ -324,15 +326,7 @@ INLINE float largest(F x) { float s = x.v[0]; EACH s = s > x.v[i] ? s : x.v[i]; 
 INLINE F first(F x, int n, float other) { EACH x.v[i] = i < n ? x.v[i] : other; return x; }
 INLINE F nearest(F x) { EACH x.v[i] = std::nearbyint(x.v[i]); return x; }
 INLINE F scale2(F x, F n) { EACH x.v[i] = std::ldexp(x.v[i], (int)n.v[i]); return x; }
-INLINE float half_(uint16_t h) {
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
-    if (e == 0) return (sign ? -1.0f : 1.0f) * std::ldexp((float)m, -24);
-    const uint32_t bits = sign | (e == 31 ? 0x7f800000 : (e + 112) << 23) | m << 13;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-INLINE F half(const uint16_t* p) { F r; EACH r.v[i] = half_(p[i]); return r; }
+INLINE F half(const uint16_t* p) { F r; EACH r.v[i] = puna::from_half(p[i]); return r; }
 INLINE F brain(const uint16_t* p) {
     F r;
     EACH { const uint32_t bits = (uint32_t)p[i] << 16; memcpy(&r.v[i], &bits, 4); }
@@ -379,12 +373,7 @@ constexpr int TILE_F = 4;
 
 // ------------------------------------------------------------------------------------------- on top of any of these
 
-INLINE uint16_t to_brain(float x) {  // round to nearest, ties to even; NaN stays NaN
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 64);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+using puna::to_brain;
 
 INLINE void store_brain(uint16_t* p, F x) {
 #if defined(PUNA_AVX512) && defined(PUNA_BF16)
