@@ -3,8 +3,14 @@
 import importlib.util
 import os
 
+import hypothesis
 import pytest
 import torch
+
+# A suite that holds today holds tomorrow: the same inputs each time. PUNA_RANDOM=1 draws new ones; so does
+# benchmarks/fuzz.py, for as long as one likes.
+hypothesis.settings.register_profile("puna", derandomize=not os.environ.get("PUNA_RANDOM"))
+hypothesis.settings.load_profile("puna")
 
 # Triton asks for this once, when it is imported, and anything may import it: so it is said before all else.
 if not torch.cuda.is_available() and importlib.util.find_spec("triton"):

@@ -69,18 +69,19 @@ class Tokenizer:
     the special tokens, whose ids follow. `vocab_size` is R and the number of names, 256 in every Llama 3; the attributes
     `bos`, `eos` (end of text), `eot` (end of turn), `eom` (end of a message that waits for a tool), `pad`, `python_tag`,
     `start_header` and `end_header` are ids, `stop_ids` those that end generation. Raises `ArtifactError` for names that
-    lack one of these, or that repeat.
+    lack one of these, or that repeat; its message begins with `where`, the file that they are from.
     """
 
-    def __init__(self, ranks: Mapping[bytes, int], names: Sequence[str] = SPECIALS):
+    def __init__(self, ranks: Mapping[bytes, int], names: Sequence[str] = SPECIALS, *, where: str = "the vocabulary"):
         self.ranks = dict(ranks)
+        self._where = where
         if len(names) > MOST_SPECIALS:
-            raise ArtifactError(f"there are {len(names):,} special tokens, {MOST_SPECIALS:,} at most", hint=_NAMES_HINT)
+            raise ArtifactError(f"{where}: there are {len(names):,} special tokens, {MOST_SPECIALS:,} at most", hint=_NAMES_HINT)
         self.special_names = tuple(names)  # in the order of their ids
         self._specials = {name: len(self.ranks) + i for i, name in enumerate(names)}
         if len(self._specials) != len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
-            raise ArtifactError(f"the special token {twice!r} is there twice", hint=_NAMES_HINT)
+            raise ArtifactError(f"{where}: the special token {twice!r} is there twice", hint=_NAMES_HINT)
         self._encoding = tiktoken.Encoding(
             name="llama3", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self._specials
         )
@@ -100,13 +101,13 @@ class Tokenizer:
         there = self.special_names[place] if place < len(self.special_names) else None
         if name not in self._specials and not (there and _RESERVED.fullmatch(there)):
             found = f"{there!r} at its place" if there else f"only {len(self.special_names)} special tokens"
-            raise ArtifactError(f"the vocabulary has no {name!r}, and {found}", hint=_NAMES_HINT)
+            raise ArtifactError(f"{self._where}: there is no {name!r}, and {found}", hint=_NAMES_HINT)
         return self._specials.get(name, len(self.ranks) + place)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """The tokenizer in the directory `path`. Raises `ArtifactError` if there is none or its file is damaged."""
-        return cls(read_ranks(Path(path) / MODEL_FILE))
+        return cls(read_ranks(Path(path) / MODEL_FILE), where=str(Path(path) / MODEL_FILE))
 
     @property
     def vocab_size(self) -> int:

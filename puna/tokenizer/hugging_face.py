@@ -131,10 +131,7 @@ def _byte_level(
     names = sorted(added, key=added.__getitem__)
     if [added[name] for name in names] != list(range(len(ranks), len(ranks) + len(names))):
         raise _refusal(path, f"the ids of added_tokens do not follow those of the {len(ranks):,} tokens without gaps")
-    try:
-        return Tokenizer(ranks, names)
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error.message}", hint=error.hint) from None
+    return Tokenizer(ranks, names, where=str(path))
 
 
 def _sentencepiece(

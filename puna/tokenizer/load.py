@@ -57,7 +57,7 @@ def _from_file(path: Path, beside: list[Path]) -> AnyTokenizer:
         return read_sentencepiece(path, _added_beside(beside))
     if _RANK.match(start):
         ranks = read_ranks(path)
-        return Tokenizer(ranks, _names_beside(beside, len(ranks)))
+        return Tokenizer(ranks, _names_beside(beside, len(ranks)), where=str(path))
     if start.startswith(b"version https://git-lfs"):
         raise ArtifactError(f"{path} is a placeholder of Git LFS, not the file", hint="run: git lfs pull")
     raise ArtifactError(

@@ -157,7 +157,7 @@ def to_tokenizer(vocabulary: Vocabulary, path: Path) -> Tokenizer:
     names = list(vocabulary.tokens[count:])
     while names and vocabulary.types[count + len(names) - 1] == UNUSED:  # what fills the list up to the model's size
         names.pop()
-    return Tokenizer(ranks, names)
+    return Tokenizer(ranks, names, where=str(path))
 
 
 def _ranks(tokens: Sequence[str], path: Path) -> dict[bytes, int]:

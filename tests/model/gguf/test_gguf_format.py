@@ -217,6 +217,12 @@ def test_a_file_cut_anywhere_is_refused(good, tmp_path):
         assert str(path) in str(caught.value)
 
 
+def test_a_special_token_that_is_there_twice_is_a_message_that_names_the_file(good, tmp_path):
+    twice = good.replace(b"<|reserved_special_token_245|>", b"<|reserved_special_token_244|>", 1)
+    assert twice != good
+    assert not attempt(tmp_path / "twice.gguf", twice)
+
+
 NUMBERS = [0, 1, 2, 3, 9, 31, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
 FLIPS = st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=3)
 WORDS = st.lists(st.tuples(st.integers(0, 2**20), st.sampled_from(NUMBERS), st.sampled_from("QIf")), max_size=2)
