@@ -80,42 +80,52 @@ void place_floats(const Matrix& w, int64_t first, const Rows16& rows, int source
     for (int64_t step = 0; step < w.steps(); step++, to += 256) put(to, rows.at(4 * step), rows.count);
 }
 
-// Codes as they lie on disk: 8-bit signed, or two of 4 bits to a byte, even columns low.
-void place_codes(const Matrix& w, int64_t first, const Rows16& rows) {
-    uint8_t* to = block_of(w, first) + w.scale_bytes();
-    const int64_t bytes = w.kind == INT8 ? w.columns : (w.columns + 1) / 2, whole = bytes / 4 * 4;
-    if (w.kind == INT8) {
-        for (int64_t i = 0; i < whole; i += 4, to += 64) put(to, rows.at(i) ^ 0x80808080u, rows.count);
-        for (int64_t i = whole; i < bytes; i++)
-            for (int l = 0; l < rows.count; l++) to[4 * l + i - whole] = rows.row[l][i] ^ 0x80;
-        return;
-    }
-    // 8 columns of a row are 4 bytes there, and 4 bytes of a lane here: steps 2j (low halves) and 2j + 1 (high halves).
-    // Nibbles n0 n1 | n2 n3 | n4 n5 | n6 n7 (low first) -> bytes (n0, n4) (n1, n5) (n2, n6) (n3, n7)
+// `count` codes of a group, which begin in each row at the byte `from`.
+void place_bytes(const Rows16& rows, int64_t from, int64_t count, uint8_t* to) {
+    const int64_t whole = count / 4 * 4;
+    for (int64_t i = 0; i < whole; i += 4, to += 64) put(to, rows.at(from + i) ^ 0x80808080u, rows.count);
+    for (int64_t i = whole; i < count; i++)
+        for (int l = 0; l < rows.count; l++) to[4 * l + i - whole] = rows.row[l][from + i] ^ 0x80;
+}
+
+// 8 columns of a row are 4 bytes there, and 4 bytes of a lane here: steps 2j (low halves) and 2j + 1 (high halves).
+// Nibbles n0 n1 | n2 n3 | n4 n5 | n6 n7 (low first) -> bytes (n0, n4) (n1, n5) (n2, n6) (n3, n7)
+void place_nibbles(const Rows16& rows, int64_t from, int64_t count, uint8_t* to) {
+    const int64_t whole = (count + 1) / 2 / 4 * 4;
     for (int64_t i = 0; i < whole; i += 4, to += 64) {
-        const Line x = rows.at(i) ^ 0x88888888u, y = x >> 16;  // signed codes become codes + 8
+        const Line x = rows.at(from + i) ^ 0x88888888u, y = x >> 16;  // signed codes become codes + 8
         const Line low = (x & 0xf) | (x & 0xf0) << 4 | (x & 0xf00) << 8 | (x & 0xf000) << 12;
         const Line high = (y & 0xf) | (y & 0xf0) << 4 | (y & 0xf00) << 8 | (y & 0xf000) << 12;
         put(to, low | high << 4, rows.count);
     }
     for (int l = 0; l < rows.count; l++)
-        for (int64_t i = 2 * whole; i < w.columns; i++) {
-            const int j = (int)(i - 2 * whole), code = ((rows.row[l][i / 2] >> (i % 2 * 4)) & 15) ^ 8;
+        for (int64_t i = 2 * whole; i < count; i++) {
+            const int j = (int)(i - 2 * whole), code = ((rows.row[l][from + i / 2] >> (i % 2 * 4)) & 15) ^ 8;
             to[4 * l + j % 4] |= (uint8_t)(code << (j / 4 * 4));
         }
 }
 
+// Codes as they lie on disk: 8-bit signed, or two of 4 bits to a byte, even columns low.
+void place_codes(const Matrix& w, int64_t first, const Rows16& rows) {
+    for (int64_t g = 0; g < w.groups(); g++) {
+        uint8_t* to = block_of(w, first) + w.codes_at(g);
+        const int64_t count = std::min(w.group, w.columns - g * w.group);
+        if (w.kind == INT8) place_bytes(rows, g * w.group, count, to);
+        else place_nibbles(rows, g * w.group / 2, count, to);
+    }
+}
+
 void place_scales(const Matrix& w, int64_t row, const uint8_t* scales, bool offsets) {
-    uint16_t* to = (uint16_t*)block_of(w, row) + row % LANES + (offsets ? w.groups() * LANES : 0);
-    for (int64_t g = 0; g < w.groups(); g++) memcpy(to + g * LANES, scales + 2 * g, 2);
+    uint8_t* to = block_of(w, row) + row % LANES * 2 + (offsets ? 32 : 0);
+    for (int64_t g = 0; g < w.groups(); g++) memcpy(to + w.scales_at(g), scales + 2 * g, 2);
 }
 
 // GGUF's blocks of 32 weights (`blocks.py`): a float16 scale, then 32 signed bytes or 16 bytes of nibbles.
 void place_blocks(const Matrix& w, int64_t first, const Rows16& rows) {
     const int64_t bytes = w.kind == INT4 ? 18 : 34;
-    uint8_t* to = block_of(w, first) + w.scale_bytes();
     for (int64_t g = 0; g < w.groups(); g++) {
         const int64_t at = g * bytes;
+        uint8_t* to = block_of(w, first) + w.codes_at(g);
         if (w.kind == INT8) {
             for (int j = 0; j < 8; j++, to += 64) put(to, rows.at(at + 2 + 4 * j) ^ 0x80808080u, rows.count);
         } else {  // weight i < 16 is the low half of byte i, the other sixteen are the high halves
@@ -125,7 +135,7 @@ void place_blocks(const Matrix& w, int64_t first, const Rows16& rows) {
                 put(to, (even & 0x0f0f0f0f) | (odd & 0x0f0f0f0f) << 4, rows.count);
             }
         }
-        uint16_t* scales = (uint16_t*)block_of(w, first) + g * LANES;
+        uint16_t* scales = (uint16_t*)(block_of(w, first) + w.scales_at(g));
         for (int l = 0; l < rows.count; l++) memcpy(scales + l, rows.row[l] + at, 2);
     }
 }

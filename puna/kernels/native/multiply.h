@@ -14,26 +14,22 @@
 namespace PUNA_NAMESPACE {
 using namespace puna;
 
-// With few tokens the weights come from memory faster than one loop asks for them by itself: so they are asked for ahead.
-constexpr int FEW = 4;
-constexpr int AHEAD = 2048;  // bytes
-
 template <Kind KIND, bool OFFSETS, int M>
 INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activations& a, int64_t t, F y[M]) {
     const int64_t groups = w.groups(), steps = w.group / 4;
     const uint32_t* x = a.data + t * a.tile * a.steps;
     const float* scales = a.scales + t * a.tile * groups;
     const int32_t* sums = a.sums + t * a.tile * groups;
-    const uint16_t* w_scales = (const uint16_t*)block;
-    const uint16_t* w_offsets = w_scales + groups * LANES;
-    const uint8_t* codes = block + w.scale_bytes();
+    const uint16_t* w_scales = nullptr;
+    const uint8_t* codes = block;
     constexpr int bias = KIND == INT4 ? 8 : BIAS8;
     for (int m = 0; m < M; m++) y[m] = zero();
     for (int64_t g = 0; g < groups; g++) {
+        if (OFFSETS || g % 2 == 0) w_scales = (const uint16_t*)codes, codes += 64;
+        else w_scales += LANES;
         I s[M];
         for (int m = 0; m < M; m++) s[m] = bias == 128 ? times16(isplat(sums[m])) : bias ? isplat(sums[m]) : izero();
         for (int64_t step = 0; step < steps; step += 2) {
-            if constexpr (M <= FEW) fetch(codes + AHEAD), KIND == INT8 ? fetch(codes + AHEAD + 64) : void();
             if constexpr (KIND == INT4) {
                 const I both = iload(codes);
                 const I low = low_nibbles(both), high = high_nibbles(both);
@@ -51,11 +47,10 @@ INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activati
         const F scale = half(w_scales);
         for (int m = 0; m < M; m++) y[m] = fma(to_float(s[m]), mul(scale, splat(scales[m])), y[m]);
         if constexpr (OFFSETS) {
-            const F offset = half(w_offsets);
+            const F offset = half(w_scales + LANES);
             for (int m = 0; m < M; m++) y[m] = fma(offset, splat(scales[m] * (float)sums[m] * -0.125f), y[m]);
-            w_offsets += LANES;
         }
-        w_scales += LANES, scales += M, sums += M;
+        scales += M, sums += M;
     }
 }
 
@@ -65,7 +60,6 @@ INLINE void chunk_floats(const uint8_t* chunk, int64_t steps, const uint32_t* x,
         for (int v = 0; v < 4; v++) y[m][v] = zero();
     for (int64_t step = 0; step < steps; step++, chunk += 256, x += M) {
         for (int v = 0; v < 4; v++) {
-            if constexpr (M <= FEW) fetch(chunk + AHEAD + 64 * v);
             if constexpr (KIND == BRAIN) {
                 const I w = iload(chunk + 64 * v);
                 for (int m = 0; m < M; m++) y[m][v] = dot_brain(y[m][v], w, isplat((int32_t)x[m]));
@@ -238,17 +232,16 @@ inline void embed(const Matrix& w, int64_t row, float* out) {
         return;
     }
     chunk += block * w.block_bytes();
-    const uint8_t* codes = chunk + w.scale_bytes();
     for (int64_t g = 0; g < w.groups(); g++) {
-        float scales[LANES], offsets[LANES] = {};
-        store(scales, half((const uint16_t*)chunk + g * LANES));
-        if (w.offsets) store(offsets, half((const uint16_t*)chunk + (w.groups() + g) * LANES));
-        for (int64_t i = g * w.group; i < (g + 1) * w.group && i < w.columns; i++) {
+        const uint16_t* line = (const uint16_t*)(chunk + w.scales_at(g));
+        const float scale = from_half(line[lane]), offset = w.offsets ? from_half(line[LANES + lane]) : 0;
+        const uint8_t* codes = chunk + w.codes_at(g) + lane * 4;
+        for (int64_t i = 0; i < w.group && g * w.group + i < w.columns; i++) {
             const int64_t step = i / 4;
             int code;
-            if (w.kind == INT8) code = codes[step * 64 + lane * 4 + i % 4] - 128;
-            else code = (codes[step / 2 * 64 + lane * 4 + i % 4] >> (step % 2 * 4) & 15) - 8;
-            out[i] = scales[lane] * (float)code + offsets[lane];
+            if (w.kind == INT8) code = codes[step * 64 + i % 4] - 128;
+            else code = (codes[step / 2 * 64 + i % 4] >> (step % 2 * 4) & 15) - 8;
+            out[g * w.group + i] = scale * (float)code + offset;
         }
     }
 }

@@ -24,7 +24,6 @@
 
 namespace PUNA_NAMESPACE {
 
-INLINE void fetch(const void* p) { __builtin_prefetch(p); }
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
