@@ -29,7 +29,7 @@ from puna.model.gguf.write import KINDS, settings_of
 from puna.model.sizes import SIZES, LlamaConfig
 from puna.model.tensorfile import TensorFile, write_tensors
 from puna.quant.forms import Form, QuantConfig
-from puna.quant.groups import pack4
+from puna.quant.groups import pack4, pack6
 from puna.quant.parts import part_dtypes, part_names, part_shapes
 
 SHAPES = {"1b": SIZES["llama-3.2-1b"], "8b": SIZES["llama-3.1-8b"], "tiny": SIZES["llama-3.2-1b"]}
@@ -67,6 +67,9 @@ def read_per_token(path: Path) -> int:
     if any(name.startswith(("output.", "lm_head.")) for name in sizes):
         sizes = {n: size for n, size in sizes.items() if not n.startswith(("token_embd.", "model.embed_tokens."))}
     return sum(sizes.values())
+
+
+PACK = {4: pack4, 6: pack6, 8: lambda codes: codes}
 
 
 class Rows:
@@ -181,7 +184,7 @@ def _ordered(config: LlamaConfig, matrix: Rows, bits: int) -> tuple[Tensor, Tens
     """The matrix in Hugging Face's order of rows: numbers or codes, and scales."""
     codes, scales = [], []
     for piece, s in matrix.pieces():
-        codes.append(matrix.numbers(piece, s) if bits == 16 else pack4(piece) if bits == 4 else piece)
+        codes.append(matrix.numbers(piece, s) if bits == 16 else PACK[bits](piece))
         scales.append(s.half() * matrix.base)
     parts = torch.cat(codes), torch.cat(scales)
     return tuple(to_hf_rows(part, config.head_dim) for part in parts) if is_rotary(matrix.name) else parts

@@ -138,7 +138,7 @@ def _add_quantize(commands: Any, add_command: Add) -> None:
         _quantize,
         "Write a smaller form of a checkpoint of any format: weights as integers with a scale for each group.",
         """examples:
-  puna quantize models/Llama-3.1-8B small                     4 bits, 8 for the embedding
+  puna quantize models/Llama-3.1-8B small                     4 bits, 6 for the embedding
   puna quantize llama.gguf small --bits 8 --group 128
   puna quantize models/Llama-3.1-8B small --calibrate text.txt
   puna quantize models/Llama-3.1-8B small --budget 4.8GB      more bits where they matter most
@@ -148,14 +148,15 @@ the result as it is. Interrupted, the same command continues.""",
     )
     sub.add_argument("source", type=Path, help="a run's folder, or a checkpoint of any format")
     sub.add_argument("out", type=Path)
-    sub.add_argument("--bits", type=int, choices=(4, 8), default=4)
+    sub.add_argument("--bits", type=int, choices=(4, 6, 8), default=4)
     sub.add_argument(
         "--group", type=int, choices=(32, 64, 128), default=None,
         help="weights that share a scale; 64 by default from a billion parameters on, else 32",
     )  # fmt: skip
     sub.add_argument(
-        "--embedding-bits", type=int, choices=(4, 8, 16), default=8, help="of the embedding and the output matrix"
-    )
+        "--embedding-bits", type=int, choices=(4, 6, 8, 16), default=0,
+        help="of the embedding and the output matrix; 8 by default, 6 beside 4 bits",
+    )  # fmt: skip
     sub.add_argument("--asymmetric", action="store_true", help="an offset beside each scale")
     sub.add_argument(
         "--calibrate", nargs="?", const="", default=None, metavar="FILE",

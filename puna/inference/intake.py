@@ -28,6 +28,7 @@ from puna.model.opening import open_checkpoint
 from puna.model.sizes import LlamaConfig
 from puna.model.tensorfile import DTYPES
 from puna.model.weights import Weights
+from puna.quant.forms import UNQUANTISED
 from puna.quant.gguf import packed_from_gguf
 from puna.quant.groups import Packed, dequantise_matrix
 from puna.quant.load import QuantisedFile
@@ -173,7 +174,7 @@ class _Quantised:
 
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
         form, parts = self._file.parts(name)
-        if form.bits not in (4, 8) or form.group_size % 16:
+        if form.bits == UNQUANTISED or form.group_size % 16:
             return _take(self._file.weight(name), team, self.dtype)
         stored = [_stored(self._file.files, name, part, self.config) for part in parts]
         rows, columns = self.config.shapes()[name]

@@ -6,7 +6,7 @@ plus the key/value cache in bfloat16 for a context; activations and the program 
     bytes = matrices * bits / 8 + cache bytes per token * tokens
 
 Group-wise INT8 and INT4 carry a 16-bit scale for each 32 weights (8.5 and 4.5 bits); the embedding and the output stay at
-8.5 bits in both, and norms at 16.
+8.5 and 6.5 bits, and norms at 16.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from puna.model.sizes import SIZES, LlamaConfig
 from puna.model.weights import Headers
 
-FORMATS = {"bf16": (16.0, 16.0), "int8": (8.5, 8.5), "int4": (4.5, 8.5)}  # bits of layers; of embedding and output
+FORMATS = {"bf16": (16.0, 16.0), "int8": (8.5, 8.5), "int4": (4.5, 6.5)}  # bits of layers; of embedding and output
 CONTEXTS = (2048, 8192, 32_768, 131_072)
 
 

@@ -22,6 +22,7 @@ CHOICES = (
     Form(4, 64, True),
     Form(4, 32),
     Form(4, 32, True),
+    Form(6, 64),
     Form(8, 128),
     Form(8, 32),
     Form(16),

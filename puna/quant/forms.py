@@ -14,6 +14,7 @@ from typing import Literal
 
 from puna.config import require
 from puna.errors import ConfigError
+from puna.quant.groups import code_bytes
 
 UNQUANTISED = 16
 NORM_BYTES = 4  # of a weight of a norm, kept as float32
@@ -38,7 +39,7 @@ class Form:
         bits, *rest = text.split("/")
         if text == "16":
             return cls(UNQUANTISED)
-        good = bits in ("4", "8") and rest and rest[0].isdecimal() and int(rest[0]) > 0 and rest[1:] in ([], ["offset"])
+        good = bits in ("4", "6", "8") and rest and rest[0].isdecimal() and int(rest[0]) > 0 and rest[1:] in ([], ["offset"])
         require(good, f"{text!r} is not a form of a matrix", hint="4/64, 8/32/offset, or 16")
         return cls(int(bits), int(rest[0]), len(rest) == 2)
 
@@ -49,17 +50,16 @@ class Form:
         if self.bits == UNQUANTISED:
             return 2 * math.prod(shape)
         rows, columns = shape
-        codes = columns if self.bits == 8 else -(-columns // 2)
-        return rows * (codes + (4 if self.offset else 2) * -(-columns // self.group_size))
+        return rows * (code_bytes(columns, self.bits) + (4 if self.offset else 2) * -(-columns // self.group_size))
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantConfig:
     """How weights become integers (`groups.py`), and how much text is spent on choosing and judging them."""
 
-    bits: Literal[4, 8] = 4
+    bits: Literal[4, 6, 8] = 4
     group_size: int = 32  # weights that share a scale
-    embedding_bits: Literal[4, 8, 16] = 8  # of the embedding and the output; 16 keeps them as bfloat16
+    embedding_bits: Literal[0, 4, 6, 8, 16] = 0  # of the embedding and the output; 16: bfloat16; 0: 8, or 6 beside 4 bits
     symmetric: bool = True  # scales alone; false: an offset beside each
     calibrate: bool = False  # correct rounding errors by what a text sample puts into each matrix (`gptq.py`)
     calibration_tokens: int = 131_072
@@ -86,7 +86,8 @@ class QuantConfig:
         """The form of the matrix that Meta calls `name`."""
         if name in self.matrices:
             return Form.parse(self.matrices[name])
-        bits = self.embedding_bits if name.startswith(("tok_embeddings", "output")) else self.bits
+        ends = self.embedding_bits or (6 if self.bits == 4 else 8)
+        bits = ends if name.startswith(("tok_embeddings", "output")) else self.bits
         return Form(bits) if bits == UNQUANTISED else Form(bits, self.group_size, not self.symmetric)
 
     def with_forms(self, forms: Mapping[str, Form]) -> "QuantConfig":

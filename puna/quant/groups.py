@@ -17,11 +17,13 @@ The error may be weighted by the `importance` of each column: the mean square of
 
 On disk and in memory:
 
-    codes     (rows, columns)      int8; at 4 bits (rows, columns / 2) uint8, column 2i in the low half, 2i+1 in the high
+    codes     (rows, columns)      int8; at 4 bits (rows, columns / 2) uint8, column 2i in the low half, 2i+1 in the high;
+                                   at 6 bits (rows, columns * 12 / 16) uint8: of each 16 columns 8 bytes with their lower
+                                   four bits in that same way, then 4, the k-th with the upper two of k, k+4, k+8, k+12
     scales    (rows, groups)       float16
     offsets   (rows, groups)       float16, if there are any
 
-where the last group may be shorter than the others. That is 8.5 and 4.5 bits per weight in groups of 32.
+where the last group may be shorter than the others. That is 8.5, 6.5 and 4.5 bits per weight in groups of 32.
 """
 
 from collections.abc import Iterator
@@ -55,6 +57,12 @@ class Packed:
         """Codes, scales and, if there are any, offsets."""
         return (self.codes, self.scales) if self.offsets is None else (self.codes, self.scales, self.offsets)
 
+    def widened(self) -> "Packed":
+        """The same numbers with codes of 8 bits in place of 6, for those who only know 4 and 8."""
+        if self.bits != 6:
+            return self
+        return Packed(unpack(self).contiguous(), self.scales, self.columns, 8, self.group_size, self.offsets)
+
     @property
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self.tensors)
@@ -62,7 +70,12 @@ class Packed:
 
 def packed_shapes(rows: int, columns: int, bits: int, group_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The shapes of codes and scales for a matrix."""
-    return (rows, columns if bits == 8 else -(-columns // 2)), (rows, -(-columns // group_size))
+    return (rows, code_bytes(columns, bits)), (rows, -(-columns // group_size))
+
+
+def code_bytes(columns: int, bits: int) -> int:
+    """What the codes of a row take."""
+    return columns if bits == 8 else -(-columns // 16) * 12 if bits == 6 else -(-columns // 2)
 
 
 def code_dtype(bits: int) -> torch.dtype:
@@ -89,12 +102,19 @@ def quantise_matrix(
 
 def pack(codes: Tensor, scales: Tensor, offsets: Tensor | None, bits: int, group_size: int) -> Packed:
     """Integers (rows, columns) int8 with their scales as a `Packed`."""
-    return Packed(pack4(codes) if bits == 4 else codes, scales, codes.shape[1], bits, group_size, offsets)
+    packed = pack4(codes) if bits == 4 else pack6(codes) if bits == 6 else codes
+    return Packed(packed, scales, codes.shape[1], bits, group_size, offsets)
+
+
+def unpack(packed: Packed) -> Tensor:
+    """The integers (rows, columns) int8."""
+    codes = unpack4(packed.codes) if packed.bits == 4 else unpack6(packed.codes) if packed.bits == 6 else packed.codes
+    return codes[:, : packed.columns]
 
 
 def dequantise_matrix(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (rows, columns) that the integers stand for."""
-    codes = unpack4(packed.codes)[:, : packed.columns] if packed.bits == 4 else packed.codes
+    codes = unpack(packed)
     if packed.columns % packed.group_size:
 
         def spread(values: Tensor) -> Tensor:
@@ -191,7 +211,7 @@ def _ranges(groups: Tensor, bits: int, weigh: Tensor | float) -> Iterator[tuple[
 def _reaches(bits: int) -> list[float]:
     """The codes that a group's largest weight may get, of either sign; beyond the range it is clipped."""
     half = 1 << (bits - 1)
-    margins = _MARGINS if bits == 4 else _MARGINS[:3]
+    margins = _MARGINS if bits < 8 else _MARGINS[:3]
     return [sign * (half + margin) for margin in margins for sign in (1.0, -1.0)]
 
 
@@ -206,3 +226,23 @@ def unpack4(packed: Tensor) -> Tensor:
     """The inverse of `pack4`, the 0 beside an odd last code included."""
     signed = packed.view(torch.int8)
     return torch.stack(((signed << 4) >> 4, signed >> 4), dim=-1).flatten(1)
+
+
+def pack6(codes: Tensor) -> Tensor:
+    """Codes -32 ... 31 (rows, columns) int8, 16 in 12 bytes: (rows, columns * 12 / 16) uint8, filled up with codes of 0."""
+    rows = len(codes)
+    whole = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 16))
+    lower = pack4(whole).view(rows, -1, 8)
+    upper = (whole.view(torch.uint8) >> 4 & 3).view(rows, -1, 4, 4)  # (rows, 16 columns, step, byte of a step)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
+    return torch.cat((lower, (upper << shifts).sum(-2, dtype=torch.uint8)), -1).view(rows, -1)
+
+
+def unpack6(packed: Tensor) -> Tensor:
+    """The inverse of `pack6`, what fills the last 16 included."""
+    units = packed.view(len(packed), -1, 12)
+    low, high = units[..., :8] & 15, units[..., :8] >> 4
+    lower = torch.stack((low, high), -1).flatten(-2)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
+    upper = (units[..., None, 8:] >> shifts & 3).flatten(-2)
+    return ((lower | upper << 4) << 2).view(torch.int8).flatten(1) >> 2  # the sixth bit is the sign

@@ -13,10 +13,11 @@ from puna.quant.groups import Packed, dequantise_matrix
 
 
 class QuantMatrix(nn.Module):
-    """A packed matrix; `dtype` is what it is expanded to."""
+    """A packed matrix, its codes 4 or 8 bits; `dtype` is what it is expanded to."""
 
     def __init__(self, packed: Packed, dtype: torch.dtype):
         super().__init__()
+        packed = packed.widened()
         self.form, self.dtype = (packed.columns, packed.bits, packed.group_size), dtype
         self.register_buffer("codes", packed.codes)
         self.register_buffer("scales", packed.scales)

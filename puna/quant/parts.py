@@ -16,7 +16,7 @@ from puna.model.sizes import LlamaConfig
 from puna.model.tensorfile import Pending, TensorFile, file_bytes, pending, write_tensors
 from puna.model.weights import Weights
 from puna.quant.forms import UNQUANTISED, Form
-from puna.quant.groups import Packed, dequantise_matrix, packed_shapes, quantise_matrix
+from puna.quant.groups import Packed, code_dtype, dequantise_matrix, packed_shapes, quantise_matrix
 from puna.quant.layers import Reader
 
 METADATA = {"format": "pt"}
@@ -42,7 +42,7 @@ def part_dtypes(name: str, shape: tuple[int, ...], form: Form) -> dict[str, torc
     """Those tensors' types."""
     if len(shape) == 1:
         return {name: torch.float32}
-    codes = torch.int8 if form.bits == 8 else torch.uint8
+    codes = code_dtype(form.bits)
     kinds = (torch.bfloat16,) if form.bits == UNQUANTISED else (codes, torch.float16, torch.float16)
     return dict(zip(part_names(name, form), kinds))
 

@@ -33,7 +33,7 @@ def matrix(team, kind, weight, group=32, offsets=None):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int6", "int4"])
 def test_a_product_is_that_of_the_numbers_the_matrix_stands_for(team, kind, shape):
     weight, x = torch.randn(shape) * 0.02, torch.randn(37, shape[1])
     made, numbers = matrix(team, kind, weight)
@@ -44,7 +44,7 @@ def test_a_product_is_that_of_the_numbers_the_matrix_stands_for(team, kind, shap
 
 
 @pytest.mark.parametrize("group", [16, 32, 64, 128])
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int6", "int4"])
 def test_groups_of_other_sizes_and_with_offsets(team, kind, group):
     weight, x = torch.randn(96, 300) * 0.02, torch.randn(5, 300)
     offsets = (torch.randn(96, -(-300 // group)) * 0.01).half()
@@ -53,7 +53,7 @@ def test_groups_of_other_sizes_and_with_offsets(team, kind, group):
     assert relative(made.multiply(team, x), x @ numbers.T) < 1.2e-2
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int6", "int4"])
 def test_a_row_gets_the_same_bits_alone_and_among_others(team, kind):
     x = torch.randn(40, 352)
     made, _ = matrix(team, kind, torch.randn(200, 352))

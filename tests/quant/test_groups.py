@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.errors import DataError
-from puna.quant.groups import dequantise_matrix, pack4, packed_shapes, quantise_matrix, unpack4
+from puna.quant.groups import dequantise_matrix, pack4, pack6, packed_shapes, quantise_matrix, unpack4, unpack6
 
 
 def normal(rows: int = 64, columns: int = 256, seed: int = 0) -> torch.Tensor:
@@ -26,8 +26,16 @@ def test_packing_two_codes_to_a_byte_loses_nothing(codes):
     assert torch.equal(unpack4(packed)[:, :7], codes)
 
 
+@given(st.integers(1, 40), st.integers(0, 1000))
+def test_packing_sixteen_codes_to_twelve_bytes_loses_nothing(columns, seed):
+    codes = torch.randint(-32, 32, (3, columns), generator=torch.Generator().manual_seed(seed)).to(torch.int8)
+    packed = pack6(codes)
+    assert packed.dtype == torch.uint8 and packed.shape == (3, -(-columns // 16) * 12)
+    assert torch.equal(unpack6(packed)[:, :columns], codes)
+
+
 @pytest.mark.parametrize(
-    ("bits", "group", "most"), [(8, 32, 0.006), (8, 128, 0.008), (4, 32, 0.084), (4, 64, 0.093), (4, 128, 0.1)]
+    ("bits", "group", "most"), [(8, 32, 0.006), (8, 128, 0.008), (6, 32, 0.021), (6, 64, 0.024), (4, 32, 0.084), (4, 64, 0.093), (4, 128, 0.1)]
 )
 def test_the_error_on_normal_weights_is_that_of_the_format(bits, group, most):
     assert error(normal(), bits, group) < most
@@ -43,7 +51,7 @@ def test_the_searched_scale_beats_the_largest_weights(group):
 
 
 @given(
-    st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 8]), st.sampled_from([1, 5, 32, 64]),
+    st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 6, 8]), st.sampled_from([1, 5, 32, 64]),
     st.floats(1e-3, 1e3), st.integers(0, 100),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
@@ -94,7 +102,7 @@ def test_offsets_help_where_weights_lie_on_one_side(bits):
 
 
 @given(
-    st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 8]), st.sampled_from([5, 32, 64]), st.integers(0, 100)
+    st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 6, 8]), st.sampled_from([5, 32, 64]), st.integers(0, 100)
 )
 @settings(max_examples=40, deadline=None)
 def test_with_offsets_every_weight_comes_back_within_some_steps(rows, columns, bits, group, seed):

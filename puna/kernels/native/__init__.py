@@ -1,7 +1,7 @@
 """The C++ kernels, called through ctypes: one shared library with plain functions, no Python or PyTorch inside it.
 
     Team        threads that work together
-    Matrix      a weight matrix as the kernels read it (matrix.h): float32, bfloat16, 8-bit or 4-bit codes
+    Matrix      a weight matrix as the kernels read it (matrix.h): float32, bfloat16, or codes of 8, 6 or 4 bits
     Cache       blocks of keys and values: float32, bfloat16 or 8-bit codes
     Network     a Llama of such matrices: `forward` is one call for all its layers
 
@@ -28,7 +28,7 @@ from puna.errors import ConfigError
 
 BLOCK_TOKENS = 16
 PARTS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
-_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4}
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
@@ -171,7 +171,7 @@ class Stored:
 
 
 class Matrix(_Owned):
-    """Weights (rows, columns) of one kind: "float32", "bfloat16", "int8" or "int4"; integers with a group's size.
+    """Weights (rows, columns) of one kind: "float32", "bfloat16", "int8", "int6" or "int4"; integers with a group's size.
 
     `floats` or `codes` fill it, whole or piece by piece.
     """
@@ -201,9 +201,11 @@ class Matrix(_Owned):
         offsets: Tensor | Stored | None = None,
         first: int = 0,
     ) -> "Matrix":
-        """Take quantised rows: signed codes (n, columns) int8, or two to a byte (n, columns / 2) uint8; scales and
-        offsets (n, groups) float16."""
-        self._fill("codes", team, codes, self.columns if self.kind == "int8" else -(-self.columns // 2), first)
+        """Take quantised rows: signed codes (n, columns) int8, two to a byte (n, columns / 2) uint8, or 16 in 12 bytes
+        (n, columns * 12 / 16) uint8, as `quant.groups` packs them; scales and offsets (n, groups) float16."""
+        halves, sixteens = -(-self.columns // 2), -(-self.columns // 16)
+        width = {"int8": self.columns, "int6": 12 * sixteens, "int4": halves}[self.kind]
+        self._fill("codes", team, codes, width, first)
         groups = -(-self.columns // self.group)
         for kind, numbers in enumerate((scales, offsets)):
             if numbers is not None:

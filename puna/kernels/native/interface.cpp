@@ -90,14 +90,17 @@ void place_bytes(const Rows16& rows, int64_t from, int64_t count, uint8_t* to) {
 
 // 8 columns of a row are 4 bytes there, and 4 bytes of a lane here: steps 2j (low halves) and 2j + 1 (high halves).
 // Nibbles n0 n1 | n2 n3 | n4 n5 | n6 n7 (low first) -> bytes (n0, n4) (n1, n5) (n2, n6) (n3, n7)
+Line two_steps(const Line& x) {
+    const Line y = x >> 16;
+    const Line low = (x & 0xf) | (x & 0xf0) << 4 | (x & 0xf00) << 8 | (x & 0xf000) << 12;
+    const Line high = (y & 0xf) | (y & 0xf0) << 4 | (y & 0xf00) << 8 | (y & 0xf000) << 12;
+    return low | high << 4;
+}
+
 void place_nibbles(const Rows16& rows, int64_t from, int64_t count, uint8_t* to) {
     const int64_t whole = (count + 1) / 2 / 4 * 4;
-    for (int64_t i = 0; i < whole; i += 4, to += 64) {
-        const Line x = rows.at(from + i) ^ 0x88888888u, y = x >> 16;  // signed codes become codes + 8
-        const Line low = (x & 0xf) | (x & 0xf0) << 4 | (x & 0xf00) << 8 | (x & 0xf000) << 12;
-        const Line high = (y & 0xf) | (y & 0xf0) << 4 | (y & 0xf00) << 8 | (y & 0xf000) << 12;
-        put(to, low | high << 4, rows.count);
-    }
+    for (int64_t i = 0; i < whole; i += 4, to += 64)  // signed codes become codes + 8
+        put(to, two_steps(rows.at(from + i) ^ 0x88888888u), rows.count);
     for (int l = 0; l < rows.count; l++)
         for (int64_t i = 2 * whole; i < count; i++) {
             const int j = (int)(i - 2 * whole), code = ((rows.row[l][from + i / 2] >> (i % 2 * 4)) & 15) ^ 8;
@@ -105,12 +108,22 @@ void place_nibbles(const Rows16& rows, int64_t from, int64_t count, uint8_t* to)
         }
 }
 
-// Codes as they lie on disk: 8-bit signed, or two of 4 bits to a byte, even columns low.
+// 16 columns of a row are 12 bytes: 8 of nibbles, and 4 of which the k-th holds the upper bits of columns k, k + 4, ...
+void place_sixes(const Rows16& rows, int64_t from, int64_t count, uint8_t* to) {
+    for (int64_t i = 0; i < count; i += 16, from += 12, to += 192) {
+        put(to, two_steps(rows.at(from)), rows.count);
+        put(to + 64, two_steps(rows.at(from + 4)), rows.count);
+        put(to + 128, rows.at(from + 8) ^ 0xaaaaaaaau, rows.count);  // signed codes become codes + 32
+    }
+}
+
+// Codes as they lie on disk (`quant/groups.py`): 8-bit signed; two of 4 bits to a byte, even columns low; 6-bit ones.
 void place_codes(const Matrix& w, int64_t first, const Rows16& rows) {
     for (int64_t g = 0; g < w.groups(); g++) {
         uint8_t* to = block_of(w, first) + w.codes_at(g);
         const int64_t count = std::min(w.group, w.columns - g * w.group);
         if (w.kind == INT8) place_bytes(rows, g * w.group, count, to);
+        else if (w.kind == INT6) place_sixes(rows, g * w.group / 16 * 12, count, to);
         else place_nibbles(rows, g * w.group / 2, count, to);
     }
 }
@@ -226,7 +239,8 @@ API int puna_matrix_floats(Team* team, Matrix* w, int64_t first, int64_t n, cons
 }
 API int puna_matrix_codes(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,
                           const int64_t* order) {
-    const Rows rows{data, file, begin, w->kind == INT8 ? w->columns : (w->columns + 1) / 2, order};
+    const int64_t bytes = w->kind == INT8 ? w->columns : w->kind == INT6 ? up(w->columns, 16) / 16 * 12 : (w->columns + 1) / 2;
+    const Rows rows{data, file, begin, bytes, order};
     return each16(team, n, rows, [&](int64_t row, const Rows16& r) { place_codes(*w, first + row, r); });
 }
 API int puna_matrix_scales(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,

@@ -8,6 +8,8 @@
 //                       bytes], each code stored + 128. Before every two groups stands a line of their scales, [2][16]
 //                       float16; where there are offsets, before every group one of its scales and its offsets
 //   4-bit codes         the same with two steps to a line: the even one in the low nibbles, each code stored + 8
+//   6-bit codes         four steps to three lines: two of nibbles, then one of the upper two bits, those of the first step
+//                       lowest in each byte; each code stored + 32
 //
 // So a product reads one stream from its first byte to its last, which is what processors foresee best: with the scales
 // in a place of their own a lone token's products ran at two thirds of this speed (docs/log.md).
@@ -26,7 +28,7 @@
 
 namespace puna {
 
-enum Kind : int { FLOAT = 0, BRAIN = 1, INT8 = 2, INT4 = 3 };
+enum Kind : int { FLOAT = 0, BRAIN = 1, INT8 = 2, INT4 = 3, INT6 = 4 };
 
 constexpr int CHUNK = 64;  // rows
 constexpr int LANES = 16;
@@ -56,13 +58,13 @@ struct Matrix {
     uint8_t* data = nullptr;
     size_t mapped = 0;  // bytes at `data`
 
-    bool integer() const { return kind == INT8 || kind == INT4; }
+    bool integer() const { return kind >= INT8; }
     int64_t chunks() const { return up(rows, CHUNK) / CHUNK; }
     int64_t groups() const { return up(columns, group) / group; }
     int64_t steps() const {
         return kind == FLOAT ? columns : kind == BRAIN ? up(columns, 2) / 2 : groups() * group / 4;
     }
-    int64_t group_bytes() const { return group * (kind == INT4 ? 8 : 16); }  // of 16 rows' codes
+    int64_t group_bytes() const { return group * (kind == INT4 ? 8 : kind == INT6 ? 12 : 16); }  // of 16 rows' codes
     int64_t groups_a_line() const { return offsets ? 1 : 2; }                // of scales
     int64_t scales_at(int64_t g) const {                                     // in a block; offsets come right after
         const int64_t n = groups_a_line();

@@ -22,15 +22,24 @@ INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activati
     const int32_t* sums = a.sums + t * a.tile * groups;
     const uint16_t* w_scales = nullptr;
     const uint8_t* codes = block;
-    constexpr int bias = KIND == INT4 ? 8 : BIAS8;
+    constexpr int bias = KIND == INT4 ? 8 : KIND == INT6 ? 32 : BIAS8;
     for (int m = 0; m < M; m++) y[m] = zero();
     for (int64_t g = 0; g < groups; g++) {
         if (OFFSETS || g % 2 == 0) w_scales = (const uint16_t*)codes, codes += 64;
         else w_scales += LANES;
         I s[M];
-        for (int m = 0; m < M; m++) s[m] = bias == 128 ? times16(isplat(sums[m])) : bias ? isplat(sums[m]) : izero();
-        for (int64_t step = 0; step < steps; step += 2) {
-            if constexpr (KIND == INT4) {
+        for (int m = 0; m < M; m++) s[m] = bias ? isplat(sums[m] * (bias / 8)) : izero();
+        for (int64_t step = 0; step < steps; step += KIND == INT6 ? 4 : 2) {
+            if constexpr (KIND == INT6) {
+                const I first = iload(codes), last = iload(codes + 64), twos = iload(codes + 128);
+                const I a = six_bits<0>(low_nibbles(first), twos), b = six_bits<1>(high_nibbles(first), twos);
+                const I c = six_bits<2>(low_nibbles(last), twos), d = six_bits<3>(high_nibbles(last), twos);
+                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], a, isplat((int32_t)x[m]));
+                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], b, isplat((int32_t)x[M + m]));
+                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], c, isplat((int32_t)x[2 * M + m]));
+                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], d, isplat((int32_t)x[3 * M + m]));
+                codes += 192, x += 2 * M;
+            } else if constexpr (KIND == INT4) {
                 const I both = iload(codes);
                 const I low = low_nibbles(both), high = high_nibbles(both);
                 for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], low, isplat((int32_t)x[m]));
@@ -74,7 +83,7 @@ INLINE void chunk_floats(const uint8_t* chunk, int64_t steps, const uint32_t* x,
 // One chunk of 64 rows times tile t: y (M, 4, 16).
 template <Kind KIND, bool OFFSETS, int M>
 INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, int64_t t, float* y) {
-    if constexpr (KIND == INT8 || KIND == INT4) {
+    if constexpr (KIND >= INT8) {
         for (int b = 0; b < 4; b++) {
             F r[M];
             block_integers<KIND, OFFSETS, M>(w, w.chunk(c) + b * w.block_bytes(), a, t, r);
@@ -107,6 +116,7 @@ inline Product product_of(const Matrix& w, int m) {
         case FLOAT: return product_for<FLOAT, false, TILE_F>(m);
         case BRAIN: return product_for<BRAIN, false, TILE_F>(m);
         case INT8: return w.offsets ? product_for<INT8, true, TILE_Q>(m) : product_for<INT8, false, TILE_Q>(m);
+        case INT6: return w.offsets ? product_for<INT6, true, TILE_Q>(m) : product_for<INT6, false, TILE_Q>(m);
         default: return w.offsets ? product_for<INT4, true, TILE_Q>(m) : product_for<INT4, false, TILE_Q>(m);
     }
 }
@@ -216,6 +226,11 @@ inline void prepare(Activations& a, int64_t t, const float* x, int64_t stride, i
     }
 }
 
+// One of four 6-bit codes, as it is stored, of a lane's byte in the three lines at `codes`.
+inline int six(const uint8_t* codes, int64_t step) {
+    return (codes[step / 2 * 64] >> (step % 2 * 4) & 15) | (codes[128] >> (2 * step) & 3) << 4;
+}
+
 // A row of the matrix as numbers: what an embedding looks up.
 inline void embed(const Matrix& w, int64_t row, float* out) {
     const int64_t lane = row % LANES, block = row % CHUNK / LANES;
@@ -240,7 +255,8 @@ inline void embed(const Matrix& w, int64_t row, float* out) {
             const int64_t step = i / 4;
             int code;
             if (w.kind == INT8) code = codes[step * 64 + i % 4] - 128;
-            else code = (codes[step / 2 * 64 + i % 4] >> (step % 2 * 4) & 15) - 8;
+            else if (w.kind == INT4) code = (codes[step / 2 * 64 + i % 4] >> (step % 2 * 4) & 15) - 8;
+            else code = six(codes + step / 4 * 192 + i % 4, step % 4) - 32;
             out[g * w.group + i] = scale * (float)code + offset;
         }
     }

@@ -62,11 +62,16 @@ INLINE I isplat(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE I iload(const void* p) { return _mm512_loadu_si512(p); }
 INLINE void istore(void* p, I x) { _mm512_storeu_si512(p, x); }
 INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
-INLINE I times16(I x) { return _mm512_slli_epi32(x, 4); }
 INLINE F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 INLINE I to_int(F x) { return _mm512_cvtps_epi32(x); }
 INLINE I low_nibbles(I x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 INLINE I high_nibbles(I x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+template <int STEP>  // 6-bit codes: nibbles, and of each byte of `twos` the STEP-th two bits, 0 the lowest, above them
+INLINE I six_bits(I nibbles, I twos) {
+    if constexpr (STEP < 2) twos = _mm512_slli_epi16(twos, 4 - 2 * STEP);
+    if constexpr (STEP == 3) twos = _mm512_srli_epi16(twos, 2);
+    return _mm512_ternarylogic_epi32(nibbles, twos, _mm512_set1_epi8(0x30), 0xf8);  // a | (b & c)
+}
 INLINE int32_t isum(I x) { return _mm512_reduce_add_epi32(x); }
 INLINE void store_bytes(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
 INLINE F from_bytes(const int8_t* p) {
@@ -154,13 +159,22 @@ INLINE I iload(const void* p) {
 }
 INLINE void istore(void* p, I x) { _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)p + 1, x.b); }
 INLINE I iadd(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
-INLINE I times16(I x) { return {_mm256_slli_epi32(x.a, 4), _mm256_slli_epi32(x.b, 4)}; }
 INLINE F to_float(I x) { return BOTH(F, _mm256_cvtepi32_ps); }
 INLINE I to_int(F x) { return BOTH(I, _mm256_cvtps_epi32); }
 INLINE __m256i low_(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 INLINE __m256i high_(__m256i x) { return _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(15)); }
 INLINE I low_nibbles(I x) { return BOTH(I, low_); }
 INLINE I high_nibbles(I x) { return BOTH(I, high_); }
+template <int STEP>
+INLINE __m256i six_(__m256i nibbles, __m256i twos) {
+    if constexpr (STEP < 2) twos = _mm256_slli_epi16(twos, 4 - 2 * STEP);
+    if constexpr (STEP == 3) twos = _mm256_srli_epi16(twos, 2);
+    return _mm256_or_si256(nibbles, _mm256_and_si256(twos, _mm256_set1_epi8(0x30)));
+}
+template <int STEP>
+INLINE I six_bits(I nibbles, I twos) {
+    return {six_<STEP>(nibbles.a, twos.a), six_<STEP>(nibbles.b, twos.b)};
+}
 INLINE int32_t isum(I x) {
     int32_t v[16], s = 0;
     istore(v, x);
@@ -253,7 +267,6 @@ INLINE I izero() { return isplat(0); }
 INLINE I iload(const void* p) { I r; EACH r.v[i] = vld1q_s32((const int32_t*)p + 4 * i); return r; }
 INLINE void istore(void* p, I x) { EACH vst1q_s32((int32_t*)p + 4 * i, x.v[i]); }
 INLINE I iadd(I x, I y) { EACH x.v[i] = vaddq_s32(x.v[i], y.v[i]); return x; }
-INLINE I times16(I x) { EACH x.v[i] = vshlq_n_s32(x.v[i], 4); return x; }
 INLINE F to_float(I x) { F r; EACH r.v[i] = vcvtq_f32_s32(x.v[i]); return r; }
 INLINE I to_int(F x) { I r; EACH r.v[i] = vcvtnq_s32_f32(x.v[i]); return r; }
 INLINE I low_nibbles(I x) {
@@ -261,6 +274,17 @@ INLINE I low_nibbles(I x) {
     return x;
 }
 INLINE I high_nibbles(I x) { EACH x.v[i] = vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(x.v[i]), 4)); return x; }
+template <int STEP>
+INLINE I six_bits(I nibbles, I twos) {
+    EACH {
+        uint8x16_t t = vreinterpretq_u8_s32(twos.v[i]);
+        if constexpr (STEP < 2) t = vshlq_n_u8(t, 4 - 2 * STEP);
+        if constexpr (STEP == 3) t = vshrq_n_u8(t, 2);
+        t = vorrq_u8(vreinterpretq_u8_s32(nibbles.v[i]), vandq_u8(t, vdupq_n_u8(0x30)));
+        nibbles.v[i] = vreinterpretq_s32_u8(t);
+    }
+    return nibbles;
+}
 INLINE int32_t isum(I x) {
     return vaddvq_s32(vaddq_s32(vaddq_s32(x.v[0], x.v[1]), vaddq_s32(x.v[2], x.v[3])));
 }
@@ -337,11 +361,15 @@ INLINE I izero() { return isplat(0); }
 INLINE I iload(const void* p) { I r; memcpy(r.v, p, 64); return r; }
 INLINE void istore(void* p, I x) { memcpy(p, x.v, 64); }
 INLINE I iadd(I x, I y) { EACH x.v[i] += y.v[i]; return x; }
-INLINE I times16(I x) { EACH x.v[i] *= 16; return x; }
 INLINE F to_float(I x) { F r; EACH r.v[i] = (float)x.v[i]; return r; }
 INLINE I to_int(F x) { I r; EACH r.v[i] = (int32_t)std::nearbyint(x.v[i]); return r; }
 INLINE I low_nibbles(I x) { EACH x.v[i] &= 0x0f0f0f0f; return x; }
 INLINE I high_nibbles(I x) { EACH x.v[i] = (int32_t)((uint32_t)x.v[i] >> 4 & 0x0f0f0f0f); return x; }
+template <int STEP>
+INLINE I six_bits(I nibbles, I twos) {
+    EACH nibbles.v[i] |= (int32_t)(((uint32_t)twos.v[i] >> 2 * STEP & 0x03030303) << 4);
+    return nibbles;
+}
 INLINE int32_t isum(I x) { int32_t s = 0; EACH s += x.v[i]; return s; }
 INLINE void store_bytes(int8_t* p, I x) { EACH p[i] = (int8_t)x.v[i]; }
 INLINE F from_bytes(const int8_t* p) { F r; EACH r.v[i] = (float)p[i]; return r; }
