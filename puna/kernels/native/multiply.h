@@ -29,30 +29,35 @@ INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activati
         else w_scales += LANES;
         I s[M];
         for (int m = 0; m < M; m++) s[m] = bias ? isplat(sums[m] * (bias / 8)) : izero();
-        for (int64_t step = 0; step < steps; step += KIND == INT6 ? 4 : 2) {
-            if constexpr (KIND == INT6) {
-                const I first = iload(codes), last = iload(codes + 64), twos = iload(codes + 128);
-                const I a = six_bits<0>(low_nibbles(first), twos), b = six_bits<1>(high_nibbles(first), twos);
-                const I c = six_bits<2>(low_nibbles(last), twos), d = six_bits<3>(high_nibbles(last), twos);
-                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], a, isplat((int32_t)x[m]));
-                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], b, isplat((int32_t)x[M + m]));
-                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], c, isplat((int32_t)x[2 * M + m]));
-                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], d, isplat((int32_t)x[3 * M + m]));
-                codes += 192, x += 2 * M;
-            } else if constexpr (KIND == INT4) {
-                const I both = iload(codes);
-                const I low = low_nibbles(both), high = high_nibbles(both);
-                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], low, isplat((int32_t)x[m]));
-                for (int m = 0; m < M; m++) s[m] = dot_nibbles(s[m], high, isplat((int32_t)x[M + m]));
-                codes += 64;
-            } else {
-                const I even = iload(codes), odd = iload(codes + 64);
-                for (int m = 0; m < M; m++) s[m] = dot_bytes(s[m], even, isplat((int32_t)x[m]));
-                for (int m = 0; m < M; m++) s[m] = dot_bytes(s[m], odd, isplat((int32_t)x[M + m]));
+        // A group is whole units of four steps. Sums of codes are exact in any order, so a lone token has two of them,
+        // which need not wait for each other.
+        I other[M];
+        if constexpr (M == 1) other[0] = izero();
+        I* const t2 = M == 1 ? other : s;
+        for (int64_t step = 0; step < steps; step += 4) {
+            I w4[4];
+            if constexpr (KIND == INT4) {
+                const I first = iload(codes), last = iload(codes + 64);
+                w4[0] = low_nibbles(first), w4[1] = high_nibbles(first), w4[2] = low_nibbles(last), w4[3] = high_nibbles(last);
                 codes += 128;
+            } else if constexpr (KIND == INT6) {
+                const I first = iload(codes), last = iload(codes + 64), twos = iload(codes + 128);
+                w4[0] = six_bits<0>(low_nibbles(first), twos), w4[1] = six_bits<1>(high_nibbles(first), twos);
+                w4[2] = six_bits<2>(low_nibbles(last), twos), w4[3] = six_bits<3>(high_nibbles(last), twos);
+                codes += 192;
+            } else {
+                for (int i = 0; i < 4; i++) w4[i] = iload(codes + 64 * i);
+                codes += 256;
             }
-            x += 2 * M;
+            for (int i = 0; i < 4; i++)
+                for (int m = 0; m < M; m++) {
+                    I& sum = i % 2 ? t2[m] : s[m];
+                    sum = KIND == INT8 ? dot_bytes(sum, w4[i], isplat((int32_t)x[i * M + m]))
+                                       : dot_nibbles(sum, w4[i], isplat((int32_t)x[i * M + m]));
+                }
+            x += 4 * M;
         }
+        if constexpr (M == 1) s[0] = iadd(s[0], other[0]);
         const F scale = half(w_scales);
         for (int m = 0; m < M; m++) y[m] = fma(to_float(s[m]), mul(scale, splat(scales[m])), y[m]);
         if constexpr (OFFSETS) {
