@@ -52,6 +52,8 @@ class Grouped:
 
     def __init__(self, modules: Sequence[QuantLinear]):
         matrices = [module.matrix for module in modules]
+        for matrix in matrices:
+            matrix.widen()
         self.group = matrices[0].form[2]
         self._joined: dict[str, Tensor] = {}
         for name, first in matrices[0].named_buffers():

@@ -13,15 +13,19 @@ from puna.quant.groups import Packed, dequantise_matrix
 
 
 class QuantMatrix(nn.Module):
-    """A packed matrix, its codes 4 or 8 bits; `dtype` is what it is expanded to."""
+    """A packed matrix; `dtype` is what it is expanded to."""
 
     def __init__(self, packed: Packed, dtype: torch.dtype):
         super().__init__()
-        packed = packed.widened()
         self.form, self.dtype = (packed.columns, packed.bits, packed.group_size), dtype
         self.register_buffer("codes", packed.codes)
         self.register_buffer("scales", packed.scales)
         self.register_buffer("offsets", packed.offsets)
+
+    def widen(self) -> None:
+        """Hold codes of 6 bits as codes of 8, for kernels that only know those and 4."""
+        wide = self.packed().widened()
+        self.form, self.codes = (wide.columns, wide.bits, wide.group_size), wide.codes
 
     def packed(self, rows: Tensor | slice = slice(None)) -> Packed:
         """`rows` (all by default) as codes."""
