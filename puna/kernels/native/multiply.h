@@ -14,6 +14,11 @@
 namespace PUNA_NAMESPACE {
 using namespace puna;
 
+template <Kind KIND>
+INLINE I dot(I c, I w, I a) {
+    return KIND == INT8 ? dot_bytes(c, w, a) : dot_nibbles(c, w, a);
+}
+
 template <Kind KIND, bool OFFSETS, int M>
 INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activations& a, int64_t t, F y[M]) {
     const int64_t groups = w.groups(), steps = w.group / 4;
@@ -34,28 +39,25 @@ INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activati
         I other[M];
         if constexpr (M == 1) other[0] = izero();
         I* const t2 = M == 1 ? other : s;
-        for (int64_t step = 0; step < steps; step += 4) {
-            I w4[4];
-            if constexpr (KIND == INT4) {
-                const I first = iload(codes), last = iload(codes + 64);
-                w4[0] = low_nibbles(first), w4[1] = high_nibbles(first), w4[2] = low_nibbles(last), w4[3] = high_nibbles(last);
-                codes += 128;
-            } else if constexpr (KIND == INT6) {
-                const I first = iload(codes), last = iload(codes + 64), twos = iload(codes + 128);
-                w4[0] = six_bits<0>(low_nibbles(first), twos), w4[1] = six_bits<1>(high_nibbles(first), twos);
-                w4[2] = six_bits<2>(low_nibbles(last), twos), w4[3] = six_bits<3>(high_nibbles(last), twos);
-                codes += 192;
-            } else {
-                for (int i = 0; i < 4; i++) w4[i] = iload(codes + 64 * i);
-                codes += 256;
-            }
-            for (int i = 0; i < 4; i++)
-                for (int m = 0; m < M; m++) {
-                    I& sum = i % 2 ? t2[m] : s[m];
-                    sum = KIND == INT8 ? dot_bytes(sum, w4[i], isplat((int32_t)x[i * M + m]))
-                                       : dot_nibbles(sum, w4[i], isplat((int32_t)x[i * M + m]));
+        for (int64_t step = 0; step < steps; step += 4, x += 4 * M) {
+            const uint8_t* unit = codes;
+            codes += KIND == INT4 ? 128 : KIND == INT6 ? 192 : 256;
+            for (int half = 0; half < 2; half++) {
+                I even, odd;
+                if constexpr (KIND == INT8) {
+                    even = iload(unit + 128 * half), odd = iload(unit + 128 * half + 64);
+                } else {
+                    const I both = iload(unit + 64 * half);
+                    even = low_nibbles(both), odd = high_nibbles(both);
                 }
-            x += 4 * M;
+                if constexpr (KIND == INT6) {
+                    const I twos = iload(unit + 128);
+                    even = half ? six_bits<2>(even, twos) : six_bits<0>(even, twos);
+                    odd = half ? six_bits<3>(odd, twos) : six_bits<1>(odd, twos);
+                }
+                for (int m = 0; m < M; m++) s[m] = dot<KIND>(s[m], even, isplat((int32_t)x[2 * half * M + m]));
+                for (int m = 0; m < M; m++) t2[m] = dot<KIND>(t2[m], odd, isplat((int32_t)x[(2 * half + 1) * M + m]));
+            }
         }
         if constexpr (M == 1) s[0] = iadd(s[0], other[0]);
         const F scale = half(w_scales);
