@@ -33,7 +33,9 @@ _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
 _FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
+_VERSION = 2  # of functions and layouts: `puna_version` in interface.cpp, changed together
 _SIGNATURES = {
+    "puna_version": (c_int, ()),
     "puna_instructions": (c_char_p, ()),
     "puna_choose": (c_int, (c_char_p,)),
     "puna_team": (c_void_p, (c_int,)),
@@ -83,6 +85,8 @@ def _library() -> ctypes.CDLL | str:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         return f"{_FILE.name} cannot be used ({error}): install the package again"
+    if (version := library.puna_version()) != _VERSION:
+        return f"{_FILE.name} is of version {version}, not {_VERSION}: install the package again"
     if (wanted := os.environ.get("PUNA_INSTRUCTIONS")) and not library.puna_choose(wanted.encode()):
         names = ", ".join(library.puna_instructions().decode().split("\n")[1:])
         raise ConfigError(f"PUNA_INSTRUCTIONS={wanted!r} cannot run on this processor", hint=f"it has: {names}")
