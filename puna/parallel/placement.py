@@ -1,0 +1,75 @@
+"""Where a model's parts are: all that the training loop sees of parallelism.
+
+The loop knows the samples of a step and what is learnt from them; a placement knows which parameters this process
+holds, runs forward and backward over its share of the samples, and does what needs the other processes: sums of
+gradients, the global norm, the mean loss. `Whole` is one process with everything; other placements cut the model by a
+`Layout`. For the same seed and samples all give the same loss and the same update, within the order of their sums.
+
+What is averaged: the loss of a step is the mean over every unit of its *global* batch (a predicted token, a pair), over
+all micro-batches and all ranks that hold data. So each backward pass scales a micro-batch's mean by its share.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Batch(Protocol):
+    """One micro-batch: rows of samples that go through the model together."""
+
+    @property
+    def weight(self) -> float:
+        """How many units the loss is a mean of: predicted tokens, or pairs."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and the tokens in each, as the model computes them."""
+        ...
+
+    def to(self, device: torch.device) -> "Batch": ...
+
+
+class Objective(Protocol):
+    """What is learnt: the mean loss over a batch's units, and numbers to log beside it."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]: ...
+
+
+class Placement(Protocol):
+    """A model in its place. Every method but the attributes is called by all ranks together, in the same order."""
+
+    parts: list[nn.Module]  # what this rank holds
+    rank: int
+    world: int
+    data_rank: int  # which share of the samples this rank computes
+    data_ranks: int  # how many shares there are
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """This rank's parameters, by the names they have in one process."""
+        ...
+
+    def backward(self, data: Objective, batches: Sequence[Batch]) -> tuple[float, dict[str, float]]:
+        """Gradients of this rank's micro-batches, and the mean loss over the global batch with its notes.
+
+        Gradients are summed in float32 and are those of the global mean; they replace what was there.
+        """
+        ...
+
+    def clip(self, most: float) -> float:
+        """The global norm of all gradients, which are scaled in place so that it is `most` at the most."""
+        ...
+
+    def updated(self) -> None:
+        """The parameters have changed: refresh whatever is computed from them."""
+        ...
+
+    def validate(self, data: Objective, batches: Sequence[Batch]) -> float:
+        """The mean loss, without gradients, over the units of all batches of all data ranks."""
+        ...
+
+    def whole(self) -> nn.Module | None:
+        """The complete model, for a checkpoint: on rank 0, None on the others."""
+        ...

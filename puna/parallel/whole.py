@@ -1,0 +1,57 @@
+"""One process that holds the whole model: no communication, and the fastest a single machine has."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from puna.parallel.placement import Batch, Objective
+
+
+def products_in_bf16(device: torch.device) -> torch.autocast:
+    """Matrix products in bfloat16, sums and weights in float32."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+class Whole:
+    """A `Placement` of one rank."""
+
+    rank = data_rank = 0
+    world = data_ranks = 1
+
+    def __init__(self, model: nn.Module, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.parts = [self.model]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.model.named_parameters()
+
+    def backward(self, data: Objective, batches: Sequence[Batch]) -> tuple[float, dict[str, float]]:
+        self.model.zero_grad()
+        whole = sum(batch.weight for batch in batches)
+        losses, notes = [], {}
+        for batch in batches:
+            share = batch.weight / whole
+            with products_in_bf16(self.device):
+                loss, said = data.loss(self.model, batch.to(self.device))
+            (loss * share).backward()
+            losses.append(loss.detach() * share)
+            for name, value in said.items():
+                notes[name] = notes.get(name, 0.0) + value * share
+        return torch.stack(losses).sum().item(), notes
+
+    def clip(self, most: float) -> float:
+        return nn.utils.clip_grad_norm_(self.model.parameters(), most).item()
+
+    def updated(self) -> None:
+        """Nothing is computed from the parameters."""
+
+    @torch.no_grad()
+    def validate(self, data: Objective, batches: Sequence[Batch]) -> float:
+        with products_in_bf16(self.device):
+            losses = [(data.loss(self.model, b.to(self.device))[0].item(), b.weight) for b in batches]
+        return sum(loss * weight for loss, weight in losses) / sum(weight for _, weight in losses)
+
+    def whole(self) -> nn.Module:
+        return self.model
