@@ -343,6 +343,6 @@ def _input(hint: Any, role: str, text: str | None) -> Any:
         if type(None) in typing.get_args(hint):
             return None
         raise ConfigError(f"the input {role!r} is missing", hint=f"give {role}=PATH")
-    if typing.get_origin(hint) is list:
+    if typing.get_origin(hint) is list or ("," in text and list[Artifact] in typing.get_args(hint)):
         return [artifacts.load(p) for p in text.split(",")]
     return artifacts.load(text) if Artifact in (hint, *typing.get_args(hint)) else Path(text).expanduser()

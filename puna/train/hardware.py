@@ -25,6 +25,11 @@ def prepare(threads: int) -> None:
     keep_freed_memory()
 
 
+def device() -> torch.device:
+    """Where a run computes: this process's GPU if there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks for reuse; elsewhere nothing is done."""
     if platform.libc_ver()[0] != "glibc":
@@ -36,12 +41,15 @@ def keep_freed_memory() -> None:
 
 @functools.cache
 def peak_flops() -> float:
-    """The most bf16 FLOP/s this machine can do: from the table for known accelerators, else by a short measurement."""
+    """The most bf16 FLOP/s that one process can do, on its GPU or its threads.
+
+    From the table for known accelerators, else by a short measurement.
+    """
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         known = next((peak for part, peak in _ACCELERATOR_PEAK.items() if part in name), None)
         if known is not None:
-            return known * torch.cuda.device_count()
+            return known
     size = 1024
     a = torch.randn(size, size).bfloat16()
     best = float("inf")

@@ -7,11 +7,12 @@ both. Embedding, output and norms stay with AdamW. In the smallest recipe it rea
 AdamW's steps, each a sixth longer (docs/log.md).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +25,15 @@ class OptimizerConfig:
     momentum: float = 0.95  # of Muon
 
 
-def optimizers(model: nn.Module, config: OptimizerConfig, rate: float) -> list[torch.optim.Optimizer]:
-    """The optimizers that share out the parameters of `model` among them, at the learning rate `rate`."""
-    matrices = _hidden_matrices(model) if config.kind == "muon" else []
+def optimizers(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, rate: float
+) -> list[torch.optim.Optimizer]:
+    """The optimizers that share out named parameters among them, at the learning rate `rate`."""
+    named = list(parameters)
+    # The matrices of the layers: all but the embedding, the output and a reward model's head.
+    matrices = [p for name, p in named if p.ndim > 1 and "layers." in name] if config.kind == "muon" else []
     taken = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in taken]
+    others = [p for _, p in named if id(p) not in taken]
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0},
@@ -44,8 +49,3 @@ def optimizers(model: nn.Module, config: OptimizerConfig, rate: float) -> list[t
         )
         made.append(muon)
     return made
-
-
-def _hidden_matrices(model: nn.Module) -> list[Tensor]:
-    """The matrices of the layers: all but the embedding, the output and a reward model's head."""
-    return [p for name, p in model.named_parameters() if p.ndim > 1 and "layers." in name]

@@ -1,112 +1,126 @@
-"""The state of a run in progress, so that a killed one continues as if nothing had happened.
+"""A run in progress, and its state: what must be kept so that a killed run continues as if nothing had happened.
 
-A state is a folder `state-000120/` in the stage's scratch: weights, optimiser moments and the running average as one
-safetensors file, and `state.json` with the step, the length of the log, and the tensors' content hash. It is written
-under another name and renamed when whole. The newest *valid* state is used; one that fails its hash is set aside under
-`damaged-…` and named in the log, and the one before it is used instead.
-
-Nothing else is needed: data is addressed by the step, and no random numbers are drawn during training.
+A state is named tensors and a small record. The names say what a tensor is, never where it lies: `model.NAME`,
+`optimizer.KEY.NAME` (moments) and `average.NAME`, NAME being the parameter's in one process. The record holds the
+position in the recipe, the length of the log and the log's last line. Nothing else is needed: data is addressed by
+number, and no random numbers are drawn during training.
 """
 
-import json
-import os
-import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from puna import log
-from puna.artifacts import hash_file, write_atomic
-
-KEPT = 2  # the newest, and one more in case the newest is damaged
+from puna.parallel.placement import Placement
+from puna.train.data import Data, Loader
+from puna.train.ledger import Ledger
+from puna.train.metrics import MetricsLog
+from puna.train.phases import Phase, Position
+from puna.train.schedule import Course
+from puna.train.settings import TrainConfig
 
 
 @dataclass(kw_only=True)
-class RunState:
-    """Where a run stands after `step` steps."""
+class Average:
+    """Polyak averaging: the mean of the weights at several moments, summed in float32."""
 
-    step: int
-    model: nn.Module
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    @torch.no_grad()
+    def add(self, placement: Placement) -> None:
+        """One more moment."""
+        for name, parameter in placement.named_parameters():
+            total = self.sums.get(name)
+            self.sums[name] = parameter.detach().clone() if total is None else total + parameter.detach()
+        self.count += 1
+
+    @torch.no_grad()
+    def put(self, placement: Placement) -> None:
+        """Let the mean be the model's weights, if there is one."""
+        if self.count:
+            for name, parameter in placement.named_parameters():
+                parameter.copy_(self.sums[name] / self.count)
+            placement.updated()
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything a step touches."""
+
+    config: TrainConfig
+    out: Path
+    placement: Placement
     optimizers: list[torch.optim.Optimizer]
-    average: dict[str, Tensor]  # sums of weights, empty before the anneal
-    averaged: int  # how many are in the sums
-    log_bytes: int = 0  # length of metrics.jsonl at this step
+    data: Data
+    loader: Loader
+    ledger: Ledger
+    log: MetricsLog
+    phases: tuple[Phase, ...]
+    course: Course
+    position: Position = field(default_factory=Position)
+    average: Average = field(default_factory=Average)
+    passed: list[list[int]] = field(default_factory=list)  # ranges of sample numbers that are not to be learnt from
+    rate: float = 1.0  # factor of the learning rate, after a guard has lowered it
+    line: dict[str, Any] = field(default_factory=dict)  # of the log: the last step's, not written yet
+    log_bytes: int = 0  # of the log, before that line
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that the next step belongs to."""
+        return self.phases[self.position.phase]
 
 
-def save(state: RunState, folder: Path) -> None:
-    """Write the state into `folder`, atomically, and remove all but the newest `KEPT`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"state-{state.step:08d}"
-    temporary = folder / f"{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(_tensors(state), temporary / "tensors.safetensors")
+def capture(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of `run`: tensors, which are the run's own and change with its next step, and the record."""
+    tensors = {f"model.{name}": p.detach() for name, p in run.placement.named_parameters()}
+    names = {id(p): name for name, p in run.placement.named_parameters()}
+    for optimizer in run.optimizers:
+        for parameter, moments in optimizer.state.items():
+            tensors |= {f"optimizer.{key}.{names[id(parameter)]}": value for key, value in moments.items()}
+    tensors |= {f"average.{name}": value for name, value in run.average.sums.items()}
+    run.log_bytes = run.log.flush()
+    run.ledger.flush()
     record = {
-        "step": state.step,
-        "averaged": state.averaged,
-        "log_bytes": state.log_bytes,
-        "hash": hash_file(temporary / "tensors.safetensors"),
+        "position": asdict(run.position),
+        "averaged": run.average.count,
+        "passed": run.passed,
+        "rate": run.rate,
+        "line": run.line,
+        "log_bytes": run.log_bytes,
     }
-    write_atomic(temporary / "state.json", json.dumps(record))
-    with (temporary / "tensors.safetensors").open("rb") as file:
-        os.fsync(file.fileno())
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(temporary, target)
-    for old in _states(folder)[:-KEPT]:
-        shutil.rmtree(old)
-
-
-def restore(state: RunState, folder: Path) -> bool:
-    """Fill `state` from the newest valid state in `folder`; False if there is none."""
-    for path in reversed(_states(folder)):
-        try:
-            record = json.loads((path / "state.json").read_text())
-            if hash_file(path / "tensors.safetensors") != record["hash"]:
-                raise ValueError("content does not match its hash")
-            _fill(state, load_file(path / "tensors.safetensors"))
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)
-            log.warn(f"set aside a damaged checkpoint, {aside}: {error}")
-            continue
-        state.step, state.averaged, state.log_bytes = record["step"], record["averaged"], record["log_bytes"]
-        return True
-    return False
-
-
-def _states(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("state-*") if p.is_dir() and not p.name.endswith(".tmp"))
-
-
-def _tensors(state: RunState) -> dict[str, Tensor]:
-    tensors = {f"model.{name}": p.detach() for name, p in state.model.named_parameters()}
-    for number, optimizer in enumerate(state.optimizers):
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in moments.items()}
-    tensors |= {f"average.{name}": value for name, value in state.average.items()}
-    return {name: value.contiguous() for name, value in tensors.items()}
+    return tensors, record
 
 
 @torch.no_grad()
-def _fill(state: RunState, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in state.model.named_parameters():
-        parameter.copy_(tensors[f"model.{name}"])
-    moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in state.optimizers]
-    average = {}
-    for name, value in tensors.items():
-        kind, rest = name.split(".", 1)
+def fill(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Put a captured state back. Raises `KeyError` for one that lacks something, and then has changed nothing."""
+    parameters = dict(run.placement.named_parameters())
+    weights = {name: tensors[f"model.{name}"] for name in parameters}
+    position = Position(**record["position"])
+    moments: dict[str, dict[str, Tensor]] = {}
+    for full, value in tensors.items():
+        kind, _, rest = full.partition(".")
         if kind == "optimizer":
-            number, index, key = rest.split(".")
-            moments[int(number)].setdefault(int(index), {})[key] = value
-        elif kind == "average":
-            average[rest] = value
-    for optimizer, restored in zip(state.optimizers, moments, strict=True):
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": restored, "param_groups": groups})
-    state.average = average
+            key, _, name = rest.partition(".")
+            moments.setdefault(name, {})[key] = value
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for optimizer in run.optimizers:
+        optimizer.state.clear()
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if (name := names[id(parameter)]) in moments:
+                optimizer.state[parameter] = {k: _beside(parameter, k, v) for k, v in moments[name].items()}
+    sums = {full.partition(".")[2]: v for full, v in tensors.items() if full.startswith("average.")}
+    run.average = Average(sums={n: v.to(parameters[n].device) for n, v in sums.items()}, count=record["averaged"])
+    run.position, run.passed, run.rate = position, record["passed"], record["rate"]
+    run.line, run.log_bytes = record["line"], record["log_bytes"]
+    run.placement.updated()
+
+
+def _beside(parameter: Tensor, key: str, value: Tensor) -> Tensor:
+    """A moment where the parameter is. The step counter of an optimiser stays a number on the CPU unless it is fused."""
+    return value.clone() if key == "step" and not parameter.is_cuda else value.to(parameter.device, copy=True)

@@ -11,8 +11,10 @@ refused.
 Before the first step pi equals ref, so the loss's contrastive part is ln 2 exactly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +29,9 @@ from puna.model.llama import Llama
 from puna.tokenizer import AnyTokenizer, load_tokenizer
 from puna.tokenizer.dialog import TokenClass
 from puna.tokenizer.formats import dialog_format
-from puna.train.objectives.rows import Rows, pad, weighted_log_probs
+from puna.train.objectives.rows import Rows, move, pad, weighted_log_probs
 from puna.train.objectives.sft import read_lines
+from puna.train.phases import Phase, Position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,18 @@ class DpoObjective:
         hint = "set nll_share=0.2, or mask_format_tokens=false"
         require(safe, "mask_format_tokens without an NLL term unlearns the end of an answer", hint=hint)
 
-    def data(self, artifact: Artifact, tokenizer: Path, seed: int) -> "DpoData":
-        return DpoData(self, load_pairs(artifact, load_tokenizer(tokenizer)), seed)
+    def course(self, steps: int) -> tuple[Phase, ...]:
+        """One phase of `steps` steps."""
+        return pair_course(self, steps)
+
+    def data(self, artifacts: Sequence[Artifact], tokenizer: Path, seed: int) -> "DpoData":
+        return DpoData(self, load_pairs(artifacts, load_tokenizer(tokenizer)), seed)
+
+
+def pair_course(objective: Any, steps: int) -> tuple[Phase, ...]:
+    """One phase of `steps` steps of pairs; a pair counts as two rows at most `sequence_length` long."""
+    length = 2 * objective.sequence_length
+    return (Phase(tokens=steps * objective.pairs * length, sequence_length=length, rows=objective.pairs),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +73,10 @@ class Side:
     likelihood: list[float]
 
 
-def load_pairs(artifact: Artifact, tokenizer: AnyTokenizer) -> list[tuple[Side, Side]]:
-    """The (chosen, rejected) pairs of a preferences artifact."""
+def load_pairs(artifacts: Sequence[Artifact], tokenizer: AnyTokenizer) -> list[tuple[Side, Side]]:
+    """The (chosen, rejected) pairs of preferences artifacts."""
     pairs = []
-    for line in read_lines(artifact.file("preferences.jsonl")):
+    for line in (line for artifact in artifacts for line in read_lines(artifact.file("preferences.jsonl"))):
         prompt = chat.dialog_from_json(line["prompt"])
         sides = (encode_side(tokenizer, prompt, chat.dialog_from_json(line[s])) for s in ("chosen", "rejected"))
         pairs.append(tuple(sides))
@@ -88,6 +101,20 @@ class PairRows:
     contrast: Tensor  # (2P, T) float32
     reference: Tensor  # (2P,) log-probabilities, nats
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(2P, T)."""
+        return self.rows.shape
+
+    @property
+    def weight(self) -> float:
+        """The pairs."""
+        return self.shape[0] / 2
+
+    def to(self, device: torch.device) -> "PairRows":
+        """The same pairs on `device`."""
+        return move(self, device)
+
 
 class DpoData:
     """Batches of pairs in an order that changes with each epoch, with the reference's log-probabilities beside them."""
@@ -107,20 +134,24 @@ class DpoData:
     @torch.no_grad()
     def prepare(self, model: Llama) -> None:
         """Let the starting model, which is the reference, score all pairs."""
-        scores = []
+        scores, device = [], next(model.parameters()).device
         for first in range(0, len(self.pairs), 32):
             chunk = self.pairs[first : first + 32]
             rows, contrast = self._rows(chunk)
-            scores.append(weighted_log_probs(model, rows, contrast[None]).view(2, len(chunk)).t())
+            both = weighted_log_probs(model, rows.to(device), contrast[None].to(device))
+            scores.append(both.view(2, len(chunk)).t().cpu())
         self.reference = torch.cat(scores)
 
-    def batch(self, step: int) -> PairRows:
-        chosen = self._indices(step)
+    def batch(self, numbers: Sequence[int], at: Position | None = None) -> PairRows:
+        chosen = self._indices(numbers)
         rows, contrast = self._rows([self.pairs[i] for i in chosen])
         return PairRows(rows=rows, contrast=contrast, reference=self.reference[chosen].t().reshape(-1))
 
-    def validation(self) -> list:
+    def validation(self, at: Position) -> list:
         return []
+
+    def cursors(self, at: Position) -> dict[str, list[int]]:
+        return {}
 
     def loss(self, model: Llama, batch: PairRows) -> tuple[Tensor, dict[str, float]]:
         """The loss above, and the share of pairs ranked right and the change of the chosen answers' likelihood."""
@@ -139,11 +170,11 @@ class DpoData:
         }
         return contrastive + self.config.nll_share * nll, notes
 
-    def _indices(self, step: int) -> list[int]:
-        count, size = len(self.pairs), self.config.pairs
+    def _indices(self, numbers: Sequence[int]) -> list[int]:
+        count = len(self.pairs)
         orders: dict[int, np.ndarray] = {}
         indices = []
-        for i in range(step * size, (step + 1) * size):
+        for i in numbers:
             epoch = i // count
             if epoch not in orders:
                 orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(count)

@@ -1,5 +1,6 @@
 """Pretraining: predict every next token; documents do not attend across their borders (arXiv 2407.21783, 3.2)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import torch
 from puna.artifacts import Artifact
 from puna.config import require
 from puna.tokenizer.shards import TokenShards
+from puna.train import phases
 from puna.train.objectives.rows import Rows, next_token_loss
+from puna.train.phases import Phase, Position
+from puna.train.sources import Deal, open_sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,37 +22,71 @@ class LmObjective:
 
     sequence_length: int = 256  # tokens
     rows: int = 16  # sequences per step
+    phases: tuple[Phase, ...] = ()  # a recipe that changes on the way; empty: the two numbers above, throughout
     validation_rows: int = 64  # held-out sequences that are scored in the loop
 
     def __post_init__(self) -> None:
-        require(self.sequence_length >= 8, f"sequence_length={self.sequence_length} is too short (8 at least)")
+        for length in (self.sequence_length, *(phase.sequence_length for phase in self.phases)):
+            require(length >= 8, f"sequence_length={length} is too short (8 at least)")
+        if self.phases:
+            phases.check(self.phases)
 
-    def data(self, artifact: Artifact, _tokenizer: Path, seed: int) -> "LmData":
-        return LmData(self, artifact, seed)
+    def course(self, steps: int) -> tuple[Phase, ...]:
+        """The phases of a run; without any, one of `steps` steps."""
+        tokens = steps * self.rows * self.sequence_length
+        return self.phases or (Phase(tokens=tokens, sequence_length=self.sequence_length, rows=self.rows),)
+
+    def data(self, artifacts: Sequence[Artifact], _tokenizer: Path, seed: int) -> "LmData":
+        return LmData(self, artifacts, seed)
 
 
 class LmData:
-    """Batches of a token shard, addressed by the step: nothing to save, nothing to restore."""
+    """Samples of token shards, addressed by their number: nothing to save, nothing to restore."""
 
     loss = staticmethod(next_token_loss)
 
-    def __init__(self, config: LmObjective, artifact: Artifact, seed: int):
-        self.config = config
-        self.train = TokenShards.load(artifact, "train")
-        self.heldout = TokenShards.load(artifact, "heldout")
-        self.seed = seed
-        samples = self.train.samples(config.sequence_length)
-        self.notes = {"epoch_steps": samples / config.rows, "train_tokens": self.train.tokens}
+    def __init__(self, config: LmObjective, artifacts: Sequence[Artifact], seed: int):
+        self.config, self.phases = config, config.course(1)
+        longest = max(phase.sequence_length for phase in self.phases)
+        self.sources = open_sources(artifacts, longest, seed)
+        self.heldout = [TokenShards.load(artifact, "heldout") for artifact in artifacts]
+        self.deals = [self._deal(phase, seed) for phase in self.phases]
+        tokens = sum(source.shards.tokens for source in self.sources.values())
+        self.notes = {"epoch_steps": tokens / self.phases[0].batch_tokens, "train_tokens": tokens}
 
-    def batch(self, step: int) -> Rows:
-        T, first = self.config.sequence_length, step * self.config.rows
-        return _rows([self.train.shuffled(i, T, self.seed) for i in range(first, first + self.config.rows)])
+    def _deal(self, phase: Phase, seed: int) -> Deal:
+        sizes = {name: source.shards.tokens for name, source in self.sources.items()}
+        for name in phase.mix:
+            hint = f"the sources are {', '.join(sizes)}"
+            require(name in sizes, f"phase {phase.name!r} mixes in {name!r}, which is not given", hint=hint)
+        return Deal(phase.mix or sizes, seed)
 
-    def validation(self) -> list[Rows]:
-        T, size = self.config.sequence_length, self.config.rows
-        count = min(self.config.validation_rows, self.heldout.samples(T))
-        groups = [range(i, min(i + size, count)) for i in range(0, count, size)]
-        return [_rows([self.heldout.sample(i, T) for i in group]) for group in groups]
+    def batch(self, numbers: Sequence[int], at: Position) -> Rows:
+        return _rows([self.sample(number, at) for number in numbers])
+
+    def sample(self, number: int, at: Position) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and documents of the sample with this global number, which lies in the phase of `at`."""
+        length = self.phases[at.phase].sequence_length
+        name, earlier = self.deals[at.phase].source(number - at.phase_first)
+        return self.sources[name].sample(self._start(name, at, length) + earlier, length)
+
+    def cursors(self, at: Position) -> dict[str, list[int]]:
+        length = self.phases[at.phase].sequence_length
+        counts = self.deals[at.phase].counts(at.samples - at.phase_first)
+        read = {name: [self._start(name, at, length) + count, length] for name, count in counts.items()}
+        return at.cursors | read
+
+    def _start(self, name: str, at: Position, length: int) -> int:
+        samples, earlier_length = at.cursors.get(name, (0, length))
+        return self.sources[name].resume(samples, earlier_length, length)
+
+    def validation(self, at: Position, length: int = 0) -> list[Rows]:
+        """Held-out rows, `validation_rows` over all sources, in the phase's length or another."""
+        phase = self.phases[min(at.phase, len(self.phases) - 1)]
+        T, size = length or phase.sequence_length, phase.rows
+        each = -(-self.config.validation_rows // len(self.heldout))
+        samples = [shards.sample(i, T) for shards in self.heldout for i in range(min(each, shards.samples(T)))]
+        return [_rows(samples[i : i + size]) for i in range(0, len(samples), size)]
 
 
 def _rows(samples: list[tuple[np.ndarray, np.ndarray]]) -> Rows:

@@ -5,6 +5,7 @@
 The number is read at the dialog's last token, whatever the padding or the batch around it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from puna.artifacts import Artifact
 from puna.model.llama import Llama
 from puna.tokenizer import load_tokenizer
-from puna.train.objectives.dpo import DpoData, DpoObjective, Side, load_pairs
-from puna.train.objectives.rows import Rows, hidden_states, pad
+from puna.train.objectives.dpo import DpoData, DpoObjective, Side, load_pairs, pair_course
+from puna.train.objectives.rows import Rows, hidden_states, move, pad
+from puna.train.phases import Phase, Position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,12 @@ class RewardObjective:
     sequence_length: int = 384  # tokens
     pairs: int = 16  # per step
 
-    def data(self, artifact: Artifact, tokenizer: Path, seed: int) -> "RewardData":
-        return RewardData(self, load_pairs(artifact, load_tokenizer(tokenizer)), seed)
+    def course(self, steps: int) -> tuple[Phase, ...]:
+        """One phase of `steps` steps."""
+        return pair_course(self, steps)
+
+    def data(self, artifacts: Sequence[Artifact], tokenizer: Path, seed: int) -> "RewardData":
+        return RewardData(self, load_pairs(artifacts, load_tokenizer(tokenizer)), seed)
 
 
 class RewardModel(nn.Module):
@@ -46,7 +52,29 @@ class RewardModel(nn.Module):
     def forward(self, rows: Rows, last: Tensor) -> Tensor:
         """The reward of each row, (B,), read at place `last` (B,)."""
         hidden = hidden_states(self.llama, rows)
-        return self.head(hidden[torch.arange(len(last)), last])[:, 0].float()
+        return self.head(hidden[torch.arange(len(last), device=last.device), last])[:, 0].float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardRows:
+    """A batch of pairs: chosen dialogs, then rejected ones, one a row, and the place of each one's last token."""
+
+    rows: Rows  # (2P, T)
+    last: Tensor  # (2P,)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(2P, T)."""
+        return self.rows.shape
+
+    @property
+    def weight(self) -> float:
+        """The pairs."""
+        return self.shape[0] / 2
+
+    def to(self, device: torch.device) -> "RewardRows":
+        """The same pairs on `device`."""
+        return move(self, device)
 
 
 def dialog_rows(sequences: list[list[int]]) -> tuple[Rows, Tensor]:
@@ -64,12 +92,13 @@ class RewardData(DpoData):
     def prepare(self, model: nn.Module) -> None:
         """Nothing to prepare."""
 
-    def batch(self, step: int) -> tuple[Rows, Tensor]:
-        pairs = [self.pairs[i] for i in self._indices(step)]
-        return dialog_rows([c.ids for c, _ in pairs] + [r.ids for _, r in pairs])
+    def batch(self, numbers: Sequence[int], at: Position | None = None) -> RewardRows:
+        pairs = [self.pairs[i] for i in self._indices(numbers)]
+        rows, last = dialog_rows([c.ids for c, _ in pairs] + [r.ids for _, r in pairs])
+        return RewardRows(rows=rows, last=last)
 
-    def loss(self, model: RewardModel, batch: tuple[Rows, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: RewardModel, batch: RewardRows) -> tuple[Tensor, dict[str, float]]:
         """The loss above and the share of pairs ranked right."""
-        chosen, rejected = model(*batch).chunk(2)
+        chosen, rejected = model(batch.rows, batch.last).chunk(2)
         loss = -F.logsigmoid(chosen - rejected).mean()
         return loss, {"ranked_right": (chosen > rejected).float().mean().item()}

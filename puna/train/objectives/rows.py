@@ -1,6 +1,9 @@
 """Packed rows of tokens, and the two things that objectives do with them: a loss, or log-probabilities per sequence."""
 
+import dataclasses
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +28,31 @@ class Rows:
     def positions(self) -> Tensor:
         """(B, T): each document starts at position 0, wherever it lies in its row."""
         B, T = self.documents.shape
-        index = torch.arange(T).expand(B, T)
-        starts = torch.ones(B, T, dtype=torch.bool)
+        index = torch.arange(T, device=self.documents.device).expand(B, T)
+        starts = torch.ones(B, T, dtype=torch.bool, device=self.documents.device)
         starts[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
         return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        return tuple(self.tokens.shape)
+
+    @functools.cached_property
+    def weight(self) -> float:
+        """The predictions that count, by their weights."""
+        return self.weights.sum().item()
+
+    def to(self, device: torch.device) -> "Rows":
+        """The same rows on `device`."""
+        return move(self, device)
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors, and the batches within it, on `device`; itself if they are there."""
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    moved = {name: value.to(device) for name, value in fields.items() if hasattr(value, "to")}
+    return batch if all(moved[name] is fields[name] for name in moved) else dataclasses.replace(batch, **moved)
 
 
 def hidden_states(model: Llama, rows: Rows) -> Tensor:

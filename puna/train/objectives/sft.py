@@ -20,6 +20,7 @@ from puna.tokenizer import AnyTokenizer, load_tokenizer
 from puna.tokenizer.dialog import TokenClass
 from puna.tokenizer.formats import dialog_format
 from puna.train.objectives.rows import Rows, next_token_loss
+from puna.train.phases import Phase, Position
 
 LEARNT = (TokenClass.BODY, TokenClass.END)
 
@@ -31,8 +32,14 @@ class SftObjective:
     sequence_length: int = 384  # tokens
     rows: int = 8  # packed rows per step
 
-    def data(self, artifact: Artifact, tokenizer: Path, seed: int) -> "SftData":
-        dialogs = [chat.dialog_from_json(line["dialog"]) for line in read_lines(artifact.file("sft.jsonl"))]
+    def course(self, steps: int) -> tuple[Phase, ...]:
+        """One phase of `steps` steps."""
+        tokens = steps * self.rows * self.sequence_length
+        return (Phase(tokens=tokens, sequence_length=self.sequence_length, rows=self.rows),)
+
+    def data(self, artifacts: Sequence[Artifact], tokenizer: Path, seed: int) -> "SftData":
+        lines = (line for artifact in artifacts for line in read_lines(artifact.file("sft.jsonl")))
+        dialogs = [chat.dialog_from_json(line["dialog"]) for line in lines]
         return SftData(self, encode_dialogs(load_tokenizer(tokenizer), dialogs), seed)
 
 
@@ -53,7 +60,7 @@ def encode_dialogs(tokenizer: AnyTokenizer, dialogs: Sequence[chat.Dialog]) -> l
 
 
 class SftData:
-    """Rows packed anew, in another order, for each epoch; batch `step` is a function of the step and the seed."""
+    """Rows packed anew, in another order, for each epoch; a row is a function of its number and the seed."""
 
     loss = staticmethod(next_token_loss)
 
@@ -70,12 +77,14 @@ class SftData:
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         self._firsts = [0]  # number of rows before each epoch
 
-    def batch(self, step: int) -> Rows:
-        first = step * self.config.rows
-        return self._rows([self._packed(first + i) for i in range(self.config.rows)])
+    def batch(self, numbers: Sequence[int], at: Position | None = None) -> Rows:
+        return self._rows([self._packed(number) for number in numbers])
 
-    def validation(self) -> list[Rows]:
+    def validation(self, at: Position) -> list[Rows]:
         return []
+
+    def cursors(self, at: Position) -> dict[str, list[int]]:
+        return {}
 
     def _packed(self, index: int) -> list[int]:
         """The dialogs in row `index`, counted over all epochs."""
