@@ -168,12 +168,12 @@ def test_sft_then_preferences_then_reward(world, base, tmp_path):
 
 
 def test_disk_full_while_saving_leaves_no_half_state(world, tmp_path, monkeypatch):
-    from puna.train import state
+    from puna.train import saving
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(saving, "save_file", full)
     with pytest.raises(OSError):
         train(LM, world.tokens, world.tokenizer, None, out=tmp_path / "full")
     monkeypatch.undo()

@@ -20,7 +20,8 @@ from puna.train.objectives.lm import LmObjective
 from puna.train.objectives.reward import RewardModel, dialog_rows
 from puna.train.objectives.rows import Rows, hidden_states
 from puna.train.objectives.sft import SftData, SftObjective, encode_dialogs
-from puna.train.schedule import Schedule
+from puna.train.phases import Position
+from puna.train.schedule import Course, Schedule
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +70,26 @@ def test_a_packed_row_gives_each_document_what_it_gets_alone(model):
 
 
 def test_the_first_token_of_a_document_is_never_a_target(world):
-    data = LmObjective(sequence_length=48, rows=8).data(world.tokens, world.tokenizer.path, 0)
+    data = LmObjective(sequence_length=48, rows=8).data([world.tokens], world.tokenizer.path, 0)
     for step in range(4):
-        rows = data.batch(step)
+        rows = data.batch(range(step * 8, step * 8 + 8), Position())
         starts = rows.documents[:, 1:] != rows.documents[:, :-1]
         assert starts.any() and not rows.weights[:, :-1][starts].any()
 
 
-def test_a_batch_is_a_function_of_the_step(world):
+def test_a_batch_is_a_function_of_its_numbers(world):
     objective = LmObjective(sequence_length=32, rows=4)
-    a, b = (objective.data(world.tokens, world.tokenizer.path, 3) for _ in range(2))
-    a.batch(11)
-    assert torch.equal(a.batch(5).tokens, b.batch(5).tokens)
+    a, b = (objective.data([world.tokens], world.tokenizer.path, 3) for _ in range(2))
+    a.batch(range(44, 48), Position())
+    assert torch.equal(a.batch(range(20, 24), Position()).tokens, b.batch(range(20, 24), Position()).tokens)
 
 
 def test_one_epoch_visits_each_sample_once(world):
-    data = LmObjective(sequence_length=32, rows=1).data(world.tokens, world.tokenizer.path, 0)
-    count = data.train.samples(32)
-    seen = {data.batch(i).tokens.numpy().tobytes() for i in range(count)}
-    every = {data.train.sample(i, 32)[0][:-1].tobytes() for i in range(count)}
+    data = LmObjective(sequence_length=32, rows=1).data([world.tokens], world.tokenizer.path, 0)
+    shards = data.sources["data"].shards
+    count = shards.samples(32)
+    seen = {data.batch([i], Position()).tokens.numpy().tobytes() for i in range(count)}
+    every = {shards.sample(i, 32)[0][:-1].tobytes() for i in range(count)}
     assert seen == every
 
 
@@ -124,7 +126,7 @@ def test_packing_keeps_every_dialog_whole_once_per_epoch(lengths, seed):
     epoch = data._pack(0)
     assert sorted(d for row in epoch for d in row) == list(range(len(lengths)))
     assert all(sum(lengths[d] for d in row) <= 40 for row in epoch)
-    row = data.batch(0)
+    row = data.batch([0])
     for document in set(row.documents[0].tolist()) - {-1}:
         assert len(set(row.tokens[0][row.documents[0] == document].tolist())) == 1
 
@@ -164,11 +166,12 @@ def test_a_reward_does_not_depend_on_padding_or_the_batch(model):
 @given(steps=st.integers(1, 500), share=st.floats(0, 1), warmup=st.integers(0, 50))
 def test_the_learning_rate_rises_falls_and_ends_near_zero(steps, share, warmup):
     schedule = Schedule(peak=1.0, warmup_steps=min(warmup, steps), anneal_share=share, averaged=4)
-    rates = [schedule.learning_rate(s, steps) for s in range(steps)]
+    course = Course.of(schedule, steps * 64, 64)
+    rates = [course.learning_rate(s * 64, 64) for s in range(steps)]
     assert all(0 < r <= 1.0 + 1e-9 for r in rates)
     after = rates[schedule.warmup_steps :]
     assert all(a >= b - 1e-9 for a, b in itertools.pairwise(after))
-    moments = [s for s in range(steps) if schedule.is_averaged(s, steps)]
+    moments = [s for s in range(steps) if course.is_averaged(s * 64, 64)]
     assert len(moments) <= 4 and (not moments or moments[-1] == steps - 1)
 
 
