@@ -7,7 +7,6 @@ import torch
 
 from puna import log
 from puna.config import require
-from puna.inference import cuda_runner
 from puna.inference.pool import KINDS, bytes_per_token, cache_blocks, memory_of
 from puna.inference.spans import BLOCK_TOKENS, Runner
 from puna.inference.torch_runner import TorchRunner
@@ -45,7 +44,9 @@ def make_runner(
         from puna.inference.native import NativeRunner
 
         return NativeRunner.of(model, threads=torch.get_num_threads(), kv=kv, blocks=blocks, cache_bytes=cache_bytes)
-    on_gpu = _usable("cuda", choice, device, lambda: cuda_runner.unfit(model, kv))
+    on_gpu = _usable("cuda", choice, device, lambda: _unfit_for_gpu(model, kv))
+    if on_gpu:
+        from puna.inference import cuda_runner
     if blocks is None:
         if on_gpu and cache_bytes is None:
             cache_bytes = cuda_runner.cache_bytes_of(memory_of(device), model.config, weight.dtype)
@@ -81,6 +82,12 @@ def open_runner(
     model = load_quantised(path, dtype) if kind_of(path) == "quantised" else load_checkpoint(path, dtype)
     model = model.to(place).eval().requires_grad_(False)
     return make_runner(model, cache_bytes=cache_bytes, kv=kv, choice=choice)
+
+
+def _unfit_for_gpu(model: Llama, kv: str) -> str | None:
+    from puna.inference import cuda_runner
+
+    return cuda_runner.unfit(model, kv)
 
 
 def _usual_dtype(path: Path) -> torch.dtype:
