@@ -39,8 +39,10 @@ class Form:
         bits, *rest = text.split("/")
         if text == "16":
             return cls(UNQUANTISED)
-        good = bits in ("4", "6", "8") and rest and rest[0].isdecimal() and int(rest[0]) > 0 and rest[1:] in ([], ["offset"])
-        require(good, f"{text!r} is not a form of a matrix", hint="4/64, 8/32/offset, or 16")
+        grouped = rest and rest[0].isdecimal() and int(rest[0]) > 0 and rest[1:] in ([], ["offset"])
+        require(
+            bits in ("4", "6", "8") and grouped, f"{text!r} is not a form of a matrix", hint="4/64, 8/32/offset, or 16"
+        )
         return cls(int(bits), int(rest[0]), len(rest) == 2)
 
     def bytes(self, shape: tuple[int, ...]) -> int:
@@ -59,7 +61,7 @@ class QuantConfig:
 
     bits: Literal[4, 6, 8] = 4
     group_size: int = 32  # weights that share a scale
-    embedding_bits: Literal[0, 4, 6, 8, 16] = 0  # of the embedding and the output; 16: bfloat16; 0: 8, or 6 beside 4 bits
+    embedding_bits: Literal[0, 4, 6, 8, 16] = 0  # of embedding and output; 16: bfloat16; 0: 8, or 6 beside 4 bits
     symmetric: bool = True  # scales alone; false: an offset beside each
     calibrate: bool = False  # correct rounding errors by what a text sample puts into each matrix (`gptq.py`)
     calibration_tokens: int = 131_072

@@ -76,7 +76,9 @@ class Tokenizer:
         self.ranks = dict(ranks)
         self._where = where
         if len(names) > MOST_SPECIALS:
-            raise ArtifactError(f"{where}: there are {len(names):,} special tokens, {MOST_SPECIALS:,} at most", hint=_NAMES_HINT)
+            raise ArtifactError(
+                f"{where}: there are {len(names):,} special tokens, {MOST_SPECIALS:,} at most", hint=_NAMES_HINT
+            )
         self.special_names = tuple(names)  # in the order of their ids
         self._specials = {name: len(self.ranks) + i for i, name in enumerate(names)}
         if len(self._specials) != len(names):

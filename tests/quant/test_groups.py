@@ -35,7 +35,8 @@ def test_packing_sixteen_codes_to_twelve_bytes_loses_nothing(columns, seed):
 
 
 @pytest.mark.parametrize(
-    ("bits", "group", "most"), [(8, 32, 0.006), (8, 128, 0.008), (6, 32, 0.021), (6, 64, 0.024), (4, 32, 0.084), (4, 64, 0.093), (4, 128, 0.1)]
+    ("bits", "group", "most"),
+    [(8, 32, 0.006), (8, 128, 0.008), (6, 32, 0.021), (6, 64, 0.024), (4, 32, 0.084), (4, 64, 0.093), (4, 128, 0.1)],
 )
 def test_the_error_on_normal_weights_is_that_of_the_format(bits, group, most):
     assert error(normal(), bits, group) < most
