@@ -37,6 +37,12 @@ static std::vector<float> product(const Ops& ops, const Matrix& w, const std::ve
     return y;
 }
 
+static bool is_scale(const Matrix& w, int64_t at) {  // whether a block's byte belongs to a scale or an offset
+    for (int64_t g = 0; g < w.groups(); g++)
+        if (at >= w.scales_at(g) && at < w.scales_at(g) + (w.offsets ? 64 : 32)) return true;
+    return false;
+}
+
 static void products(const Ops& ops, const Ops& plain, Kind kind, bool offsets) {
     Matrix w;
     w.kind = kind, w.offsets = offsets, w.rows = 128, w.columns = 160, w.group = 32;
@@ -46,13 +52,13 @@ static void products(const Ops& ops, const Ops& plain, Kind kind, bool offsets) 
         for (int64_t i = 0; i < w.chunk_bytes(); i++) {
             uint8_t* p = w.data + c * w.chunk_bytes() + i;
             const int64_t in_block = i % w.block_bytes();
-            if (w.integer() && in_block < w.scale_bytes()) *p = i % 2 ? 0x20 | (std::rand() & 3) : std::rand();
+            if (w.integer() && is_scale(w, in_block)) *p = i % 2 ? 0x20 | (std::rand() & 3) : std::rand();
             else if (w.integer()) *p = std::rand();
             else *p = i % (kind == FLOAT ? 4 : 2) == (kind == FLOAT ? 3 : 1) ? 0x3c | (std::rand() & 0x80) : std::rand();
         }
     std::vector<float> x(7 * w.columns);
     for (float& v : x) v = uniform();
-    check(ops.name, kind == INT8 ? "an 8-bit product" : kind == INT4 ? "a 4-bit product" : "a product of floats",
+    check(ops.name, kind == INT8 ? "an 8-bit product" : kind == INT6 ? "a 6-bit product" : kind == INT4 ? "a 4-bit product" : "a product of floats",
           product(ops, w, x, 7), product(plain, w, x, 7), 1e-5f);
 }
 
@@ -74,7 +80,7 @@ static std::vector<float> attention(const Ops& ops, Kind kind, const std::vector
 int main() {
     const Ops& plain = *available().back();
     for (const Ops* ops : available()) {
-        for (const bool offsets : {false, true}) products(*ops, plain, INT8, offsets), products(*ops, plain, INT4, offsets);
+        for (const bool offsets : {false, true}) for (const Kind kind : {INT8, INT6, INT4}) products(*ops, plain, kind, offsets);
         products(*ops, plain, FLOAT, false), products(*ops, plain, BRAIN, false);
         const int64_t n = 100, width = 80;
         std::vector<float> k(n * width), v(n * width), q(n * 2 * width);
