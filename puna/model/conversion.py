@@ -56,7 +56,8 @@ def convert(source: Path, out: Path, to: Target, form: str = "", shards: int = 1
     # Quantised kinds are made from what the source holds exactly; bfloat16 would be rounded twice.
     out.parent.mkdir(parents=True, exist_ok=True)
     carried = source if tokenizer is not None and source.is_dir() else tokenizer
-    give_back_at_once()
+    if to == "meta":
+        give_back_at_once()
     with open_checkpoint(source) as opened, _taking_its_name(out) as made:
         for note in opened.notes:
             log.info(note)

@@ -53,6 +53,7 @@ _SIGNATURES = {
     "puna_rotate": (None, (c_void_p, c_void_p, c_int64, c_int64)),
     "puna_gate": (None, (c_void_p, c_void_p, c_int64)),
     "puna_top": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p)),
+    "puna_encode": (c_float, (c_void_p, c_int, c_void_p, c_int, c_int64, c_void_p)),
     "puna_cache": (c_void_p, (c_int, c_int64, c_int64, c_int64, c_int64)),
     "puna_cache_free": (None, (c_void_p,)),
     "puna_cache_forget": (None, (c_void_p,)),
@@ -378,6 +379,17 @@ def gate(y: Tensor, x: Tensor) -> Tensor:
     y = y.clone().contiguous()
     _call("puna_gate", _at(y), _at(x.contiguous()), y.numel())
     return y
+
+
+def encode(team: Team | Borrowed, weights: Tensor, code: int, width: int, size: int) -> tuple[Tensor, float]:
+    """Blocks of GGUF's type `code`, uint8 (blocks, `size`), of `width` weights each, and the size of the largest weight.
+
+    That is infinite where a weight is not finite. `weights` are of a float type that a matrix takes.
+    """
+    weights = weights.contiguous()
+    blocks = torch.empty(weights.numel() // width, size, dtype=torch.uint8)
+    source = _SOURCES[weights.dtype]
+    return blocks, _call("puna_encode", team.pointer, code, _at(weights), source, len(blocks), _at(blocks))
 
 
 def top(team: Team | Borrowed, logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

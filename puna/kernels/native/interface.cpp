@@ -23,8 +23,6 @@ uint8_t* reserve(size_t bytes) {
     return (uint8_t*)p;
 }
 
-enum Source : int { FROM_FLOAT = 0, FROM_BRAIN = 1, FROM_HALF = 2 };
-
 float value(const void* data, int source, int64_t i) {
     if (source == FROM_FLOAT) return ((const float*)data)[i];
     if (source == FROM_HALF) return from_half(((const uint16_t*)data)[i]);
@@ -301,6 +299,27 @@ API void puna_top(Team* team, const float* x, int64_t rows, int64_t n, int64_t k
             log_sums[r] = operations().top(x + r * n, n, k, values + r * k, indices + r * k);
         });
     });
+}
+
+// ------------------------------------------------------------------------------------------------------- GGUF's blocks
+// Blocks of GGUF's type `kind` from `blocks` times as many weights, of the type `source`, one behind the other into `out`.
+// Returns the size of the largest weight; infinity where one is not finite.
+API float puna_encode(Team* team, int kind, const void* weights, int source, int64_t blocks, uint8_t* out) {
+    const int64_t width = kind == Q4_K || kind == Q6_K ? 256 : 32, bytes = kind == Q4_0 ? 18 : kind == Q8_0 ? 34 : kind == Q4_K ? 144 : 210;
+    std::atomic<float> largest{0};
+    team->run(1, [&](int) {
+        uint8_t made[210 * LANES];
+        float most = 0;
+        team->each(0, (blocks + LANES - 1) / LANES, [&](int64_t unit) {
+            const int64_t first = unit * LANES, count = std::min<int64_t>(LANES, blocks - first);
+            const void* from = (const uint8_t*)weights + first * width * (source == FROM_FLOAT ? 4 : 2);
+            most = std::max(most, operations().encode((Blocks)kind, from, (Source)source, (int)count, made));
+            memcpy(out + first * bytes, made, count * bytes);
+        });
+        float before = largest;
+        while (before < most && !largest.compare_exchange_weak(before, most)) {}
+    });
+    return largest;
 }
 
 // ------------------------------------------------------------------------------------------------------------- cache

@@ -29,6 +29,8 @@
 namespace puna {
 
 enum Kind : int { FLOAT = 0, BRAIN = 1, INT8 = 2, INT4 = 3, INT6 = 4 };
+enum Blocks : int { Q4_0 = 2, Q8_0 = 8, Q4_K = 12, Q6_K = 14 };  // GGUF's types, by its numbers
+enum Source : int { FROM_FLOAT = 0, FROM_BRAIN = 1, FROM_HALF = 2 };
 
 constexpr int CHUNK = 64;  // rows
 constexpr int LANES = 16;
@@ -49,6 +51,19 @@ inline float from_half(uint16_t h) {
     float x;
     memcpy(&x, &bits, 4);
     return x;
+}
+
+inline uint16_t to_half(float x) {  // float16 of a number: round to nearest, ties to even
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00);  // 65520 and above
+    if (bits < 0x38800000) {                                   // subnormal: steps of 2^-24
+        memcpy(&x, &bits, 4);
+        return (uint16_t)(sign | (uint16_t)std::nearbyint(x * 16777216.0f));
+    }
+    return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
 }
 
 struct Matrix {
@@ -150,6 +165,8 @@ struct Ops {
     void (*attend)(const Attend&);
     int64_t (*attend_scratch)(int64_t width);
     void (*embed)(const Matrix&, int64_t row, float* out);
+    // 16 blocks of GGUF's type `kind` from the weights of `count`; returns the size of the largest.
+    float (*encode)(Blocks kind, const void* weights, Source source, int count, uint8_t* out);
     // The k largest of x (n), descending, ties by the lower index; returns log(sum(exp(x))).
     float (*top)(const float* x, int64_t n, int64_t k, float* values, int32_t* indices);
 };

@@ -44,6 +44,8 @@ INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
 INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
 INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
 INLINE F abs(F a) { return _mm512_abs_ps(a); }
+// Lane by lane: a < b ? yes : no.
+INLINE F less(F a, F b, F yes, F no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
 INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE float sum(F x) { return _mm512_reduce_add_ps(x); }
 INLINE float largest(F x) { return _mm512_reduce_max_ps(x); }
@@ -116,6 +118,10 @@ INLINE F min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b
 INLINE F abs(F x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+INLINE F less(F a, F b, F yes, F no) {
+    return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+            _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
 }
 INLINE F fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 INLINE float sum(F x) {
@@ -239,6 +245,10 @@ INLINE F div(F x, F y) { EACH x.v[i] = vdivq_f32(x.v[i], y.v[i]); return x; }
 INLINE F max(F x, F y) { EACH x.v[i] = vmaxq_f32(x.v[i], y.v[i]); return x; }
 INLINE F min(F x, F y) { EACH x.v[i] = vminq_f32(x.v[i], y.v[i]); return x; }
 INLINE F abs(F x) { EACH x.v[i] = vabsq_f32(x.v[i]); return x; }
+INLINE F less(F a, F b, F yes, F no) {
+    EACH no.v[i] = vbslq_f32(vcltq_f32(a.v[i], b.v[i]), yes.v[i], no.v[i]);
+    return no;
+}
 INLINE F fma(F x, F y, F z) { EACH z.v[i] = vfmaq_f32(z.v[i], x.v[i], y.v[i]); return z; }
 INLINE float sum(F x) {
     return vaddvq_f32(vaddq_f32(vaddq_f32(x.v[0], x.v[1]), vaddq_f32(x.v[2], x.v[3])));
@@ -343,6 +353,7 @@ INLINE F div(F x, F y) { EACH x.v[i] /= y.v[i]; return x; }
 INLINE F max(F x, F y) { EACH x.v[i] = x.v[i] > y.v[i] ? x.v[i] : y.v[i]; return x; }
 INLINE F min(F x, F y) { EACH x.v[i] = x.v[i] < y.v[i] ? x.v[i] : y.v[i]; return x; }
 INLINE F abs(F x) { EACH x.v[i] = std::fabs(x.v[i]); return x; }
+INLINE F less(F a, F b, F yes, F no) { EACH no.v[i] = a.v[i] < b.v[i] ? yes.v[i] : no.v[i]; return no; }
 INLINE F fma(F x, F y, F z) { EACH z.v[i] += x.v[i] * y.v[i]; return z; }
 INLINE float sum(F x) { float s = 0; EACH s += x.v[i]; return s; }
 INLINE float largest(F x) { float s = x.v[0]; EACH s = s > x.v[i] ? s : x.v[i]; return s; }

@@ -25,7 +25,7 @@ from puna.model.gguf import blocks
 from puna.model.gguf.blocks import BlockType
 from puna.model.gguf.format import Pending, write_container
 from puna.model.gguf.llama import ROPE_FREQS, SCALING, frequency_divisors, gguf_name
-from puna.model.gguf.quantise import encode
+from puna.model.gguf.quantise import encode, encode_measured
 from puna.model.gguf.vocabulary import Vocabulary, from_tokenizer
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
@@ -133,8 +133,8 @@ def _encoded(name: str, pieces: Callable[[], Iterator[Tensor]], kind: BlockType)
     most = torch.finfo(torch.float32).max if kind in (blocks.F32, blocks.BF16) else _LARGEST_HALF
     for rows in pieces():
         for piece in rows.split(max(1, _PIECE_WEIGHTS // rows[0].numel())):
-            piece = piece.to("cpu", torch.float32)
-            if not piece.abs().max() <= most:  # not a number is not less than anything
+            made, largest = encode_measured(piece.to("cpu"), kind)
+            if not largest <= most:
                 hint = "look at how the model was trained, or write BF16 if its weights are as large as they should be"
                 raise DataError(f"{name} has a weight that {kind.name} cannot hold: at most {most:,.0f}", hint=hint)
-            yield encode(piece, kind)
+            yield made
