@@ -99,13 +99,18 @@ def empty_model(config: LlamaConfig, dtype: torch.dtype) -> Llama:
 
 
 def fill(model: Llama, files: Weights) -> None:
-    """Copy the weights from `files` into `model`, converting type and rotary order on the way."""
+    """Give `model` the weights of `files`, converting type and rotary order on the way.
+
+    Those that need no change are not copied: the model has the file's pages, and its own of what it writes to. So its
+    files must not be changed in place while it lives; ours are replaced, never rewritten.
+    """
     wanted = {hf_name(name): (name, weight) for name, weight in model.named_parameters()}
     files.expect({name: tuple(weight.shape) for name, (_, weight) in wanted.items()})
     with torch.no_grad():
         for theirs, (ours, weight) in wanted.items():
-            if isinstance(files, WeightFiles) and not is_rotary(ours) and files.form(theirs) == NAMES[weight.dtype]:
-                files.read_into(theirs, weight)
+            same = isinstance(files, WeightFiles) and not is_rotary(ours) and files.form(theirs) == NAMES[weight.dtype]
+            if same and (pages := files.mapped(theirs)) is not None:
+                weight.data = pages
                 continue
             head_dim = model.config.head_dim if is_rotary(ours) else 1
             for start, piece in files.pieces(theirs, head_dim):
@@ -160,9 +165,9 @@ class WeightFiles:
         """Where a tensor's bytes lie: a file descriptor, open as long as this is, and the first byte."""
         return self._home[name].place(name)
 
-    def read_into(self, name: str, room: Tensor) -> None:
-        """A whole tensor into `room`, contiguous and of its shape and type."""
-        self._home[name].read_into(name, room)
+    def mapped(self, name: str) -> Tensor | None:
+        """A whole tensor as the file's own pages, if it can be had so; see `TensorFile.mapped`."""
+        return self._home[name].mapped(name)
 
     def read(self, name: str) -> Tensor:
         """A whole tensor, as stored."""

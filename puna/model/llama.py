@@ -37,7 +37,8 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        # Given its weights it draws none: on the meta device that would import PyTorch's compiler, which takes two seconds.
+        self.tok_embeddings = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, config.dim), freeze=False)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)

@@ -4,9 +4,10 @@
     n bytes of JSON           {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, ..., "__metadata__": {..}}
     the tensors               row-major bytes, without gaps, offsets counted from here
 
-The format's own library maps a whole file into memory or asks for all tensors at once. Here a reader fetches rows and
-a writer takes one tensor after the other, so that loading or saving a model needs the model's memory and not twice
-that; and a short or scribbled file is a message to the user instead of a crash. No code is ever executed.
+The format's own library maps a whole file into memory or asks for all tensors at once. Here a reader fetches rows, or
+maps a tensor that is wanted as it is, and a writer takes one tensor after the other, so that loading or saving a model
+needs the model's memory and not twice that; and a short or scribbled file is a message to the user instead of a crash.
+No code is ever executed.
 
 As the format's own library does, the reader wants the tensors to cover the rest of the file: one that lies on another,
 a gap, or bytes after the last are faults. So a header can never claim more memory than the file is long.
@@ -14,6 +15,7 @@ a gap, or bytes after the last are faults. So a header can never claim more memo
 
 import json
 import math
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +73,7 @@ class TensorFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self._pages: mmap.mmap | None = None  # the whole file, once a tensor is mapped
         self._file = open_regular(path)
         try:
             self.entries, self.metadata = _read_header(path, self._file)
@@ -96,9 +99,21 @@ class TensorFile:
         """Where a tensor's bytes lie, for who reads them itself: a file descriptor and the first byte."""
         return self._file.fileno(), self.entries[name].begin
 
-    def read_into(self, name: str, room: Tensor) -> None:
-        """A whole tensor into `room`, contiguous and of its shape and type: no copy in between."""
-        self._read_to(self.entries[name].begin, room)
+    def mapped(self, name: str) -> Tensor | None:
+        """A whole tensor as the file's own pages: read when they are touched, copied when they are written to.
+
+        It outlives this object. None where the bytes do not lie as the processor wants them, or cannot be mapped.
+        """
+        entry = self.entries[name]
+        if entry.begin % entry.dtype.itemsize or not entry.bytes:
+            return None
+        if self._pages is None:
+            try:
+                self._pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except (OSError, ValueError):
+                return None
+        count = math.prod(entry.shape)
+        return torch.frombuffer(self._pages, dtype=entry.dtype, count=count, offset=entry.begin).view(entry.shape)
 
     def _take(self, begin: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         taken = torch.empty(shape, dtype=dtype)
