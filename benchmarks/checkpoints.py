@@ -1,7 +1,8 @@
 """Opening, loading and converting checkpoints: seconds and memory, next to `transformers` and llama.cpp's converter, in one run.
 
-    python benchmarks/checkpoints.py --converter llama.cpp/convert_hf_to_gguf.py
+    python benchmarks/checkpoints.py --converter llama.cpp/convert_hf_to_gguf.py      at most six minutes or so
     python benchmarks/checkpoints.py --shape llama-3.2-1b --layers 2 --rounds 1       a small try
+    python benchmarks/checkpoints.py --stages load convert --rounds 5 --minutes 20
 
 Writes a checkpoint of the shape of Llama 3.2 1B (bfloat16, random weights, and a SentencePiece vocabulary of made-up pieces, for
 llama.cpp's converter knows byte-level ones by name only), then in turns, `--rounds` times:
@@ -9,7 +10,12 @@ llama.cpp's converter knows byte-level ones by name only), then in turns, `--rou
     load      ours and `transformers.from_pretrained`, into bfloat16 and float32, each up to the first logits (what is mapped
               but not read has not been loaded), in a fresh process, counted after its imports
     convert   `puna convert` and `convert_hf_to_gguf.py`, whole processes from start to end
-    memory    the peak of each process above what it has after its imports, as a share of the target's size
+    quantise  `puna convert --form Q4_K_M` and Q4_0, and llama.cpp's quantiser (of `llama-cpp-python`, if it is installed)
+              from our BF16 file: it cannot start from a folder, so what its converter took comes on top
+    memory    the peak of our conversions above what they have after their imports, as a share of the target's size
+
+The result is written after every measurement, so that a run which is cut short keeps what it has. No round begins after
+`--minutes`: each row says how many it had.
 
 And a folder of the shape of Llama 3.1 8B, in bfloat16 and four files with an index, all holes: opened, every shape known, no
 weight read. Nothing else should run on the machine. llama.cpp's converter is a file of its repository, not a package.
@@ -18,7 +24,9 @@ weight read. Nothing else should run on the machine. llama.cpp's converter is a 
 import argparse
 import dataclasses
 import datetime
+import importlib.util
 import json
+import math
 import os
 import statistics
 import struct
@@ -26,13 +34,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import command, processor, revision
 
+from puna.artifacts import write_atomic
 from puna.model.checkpoint import hf_config
 from puna.model.convert import hf_name
 from puna.model.sizes import SIZES, LlamaConfig
@@ -73,7 +82,16 @@ CONVERTING = CHILD.format(
     imports="from pathlib import Path\nfrom puna.model.conversion import convert",
     work="convert(Path(path), Path(sys.argv[3]), sys.argv[4], sys.argv[5])",
 )
-FORMS = {"BF16": "bf16", "F16": "f16", "Q8_0": "q8_0"}  # ours and the converter's names
+FORMS = {"BF16": "bf16", "Q8_0": "q8_0"}  # ours and the converter's names
+KINDS = {"Q4_K_M": 15, "Q4_0": 2}  # ours and llama.cpp's numbers
+QUANTISER = """
+import sys, llama_cpp
+settings = llama_cpp.llama_model_quantize_default_params()
+settings.ftype, settings.nthread = int(sys.argv[3]), int(sys.argv[4])
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), settings))
+"""
+STAGES = ("load", "convert", "quantise", "memory")
+Save = Callable[[], None]
 
 
 def hf_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -90,7 +108,10 @@ def write_random(config: LlamaConfig, out: Path) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def values(shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.ones(shape) if len(shape) == 1 else torch.empty(shape).normal_(0, 0.02, generator=generator)
+        if len(shape) == 1:
+            return torch.ones(shape)
+        drawn = torch.empty(1 << 20, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+        return drawn.repeat(-(-math.prod(shape) // len(drawn)))[: math.prod(shape)].view(shape)
 
     pending = {n: (torch.bfloat16, s, lambda s=s: values(s)) for n, s in hf_shapes(config).items()}
     write_tensors(out / "model.safetensors", pending, {"format": "pt"})
@@ -187,69 +208,102 @@ def high_water(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def loading(source: Path, config: LlamaConfig, rounds: int) -> dict[str, Any]:
+class Rounds:
+    """At least one round, and no more than `most`, none of which begins after `deadline`."""
+
+    def __init__(self, most: int, deadline: float):
+        self.most, self.deadline = most, deadline
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.most):
+            if number and time.monotonic() > self.deadline:
+                return
+            yield number
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self.deadline
+
+
+def say(what: str, run: dict[str, float]) -> None:
+    print(f"{what}: {run.get('seconds', 0):.2f} s", file=sys.stderr, flush=True)
+
+
+def loading(source: Path, config: LlamaConfig, rounds: Rounds, found: dict[str, Any], save: Save) -> None:
     """Both loaders in turns."""
-    found = {}
     for dtype in ("bfloat16", "float32"):
         size = config.parameters * getattr(torch, dtype).itemsize
         runs: dict[str, list] = {name: [] for name in LOADERS}
-        for _ in range(rounds):
+        for _ in rounds:
             for name, script in LOADERS.items():
                 runs[name].append(child(script, str(source), dtype))
-        found[dtype] = summed(runs, dict.fromkeys(runs, size), "after", "before")
-    return found
+                say(f"load {dtype}, {name}", runs[name][-1])
+            found[dtype] = summed(runs, dict.fromkeys(runs, size), "after", "before")
+            save()
 
 
-def converting(source: Path, converter: Path | None, rounds: int, work: Path) -> dict[str, Any]:
+def in_turns(
+    commands: dict[str, list[str]], out: Path, label: str, rounds: Rounds, keep: Callable[[dict], None]
+) -> None:
+    """Whole processes that write `out`, each in its turn; `keep` gets what is known after each round."""
+    runs: dict[str, list] = {name: [] for name in commands}
+    sizes = {}
+    for _ in rounds:
+        for name, started in commands.items():
+            runs[name].append(process(started))
+            say(f"{label}, {name}", runs[name][-1])
+            sizes[name] = out.stat().st_size
+            out.unlink()
+        keep(summed(runs, sizes, "peak", None))
+
+
+def ours(source: Path, out: Path, form: str) -> list[str]:
+    return [sys.executable, "-m", "puna.cli", "convert", str(source), str(out), "--to", "gguf", "--form", form]
+
+
+def converting(
+    source: Path, converter: Path | None, work: Path, rounds: Rounds, found: dict[str, Any], save: Save
+) -> None:
     """Both converters in turns, each as a user starts it."""
-    found = {}
+    out = work / "out.gguf"
     for form, theirs in FORMS.items():
-        commands: dict[str, Callable[[Path], list[str]]] = {
-            "ours": lambda out, form=form: [
-                sys.executable,
-                "-m",
-                "puna.cli",
-                "convert",
-                str(source),
-                str(out),
-                "--to",
-                "gguf",
-                "--form",
-                form,
-            ]
-        }
+        commands = {"ours": ours(source, out, form)}
         if converter:
-            commands["llama.cpp"] = lambda out, theirs=theirs: [
-                sys.executable, str(converter), str(source), "--outfile", str(out), "--outtype", theirs
-            ]  # fmt: skip
-        runs: dict[str, list] = {name: [] for name in commands}
-        sizes = {}
-        for _ in range(rounds):
-            for name, started in commands.items():
-                out = work / "out.gguf"
-                runs[name].append(process(started(out)))
-                sizes[name] = out.stat().st_size
-                out.unlink()
-        found[form] = summed(runs, sizes, "peak", None)
-    return found
+            convert = [sys.executable, str(converter), str(source), "--outfile", str(out), "--outtype", theirs]
+            commands["llama.cpp"] = convert
+        in_turns(commands, out, f"convert {form}", rounds, lambda row, form=form: (found.update({form: row}), save()))
 
 
-def memory_of_conversions(source: Path, work: Path) -> dict[str, Any]:
-    """The peak of ours above what it has after its imports, for every target."""
-    found = {}
-    targets = [("gguf", form) for form in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M")]
-    for to, form in [*targets, ("huggingface", "BF16"), ("huggingface", "F32"), ("meta", "BF16")]:
+def quantising(source: Path, work: Path, rounds: Rounds, found: dict[str, Any], save: Save) -> None:
+    """Both quantisers in turns, with all cores; ours reads the folder, theirs our BF16 file."""
+    out, plain = work / "out.gguf", work / "plain.gguf"
+    has_peer = importlib.util.find_spec("llama_cpp") is not None
+    if has_peer:
+        say("BF16 for llama.cpp's quantiser", process(ours(source, plain, "BF16")))
+    for form, number in KINDS.items():
+        commands = {"ours": ours(source, out, form)}
+        if has_peer:
+            given = [str(plain), str(out), str(number), str(os.cpu_count())]
+            commands["llama.cpp"] = [sys.executable, "-c", QUANTISER, *given]
+        in_turns(commands, out, f"quantise {form}", rounds, lambda row, form=form: (found.update({form: row}), save()))
+    plain.unlink(missing_ok=True)
+
+
+def memory_of_conversions(source: Path, work: Path, rounds: Rounds, found: dict[str, Any], save: Save) -> None:
+    """The peak of ours above what it has after its imports, for every target that there is time for."""
+    targets = [("meta", "BF16"), ("huggingface", "BF16"), ("gguf", "Q4_K_M"), ("gguf", "BF16"), ("gguf", "Q8_0")]
+    for to, form in [*targets, ("gguf", "Q4_0"), ("huggingface", "F32"), ("gguf", "F16"), ("gguf", "F32")]:
+        if found and rounds.over:
+            return
         out = work / ("out.gguf" if to == "gguf" else "out")
         run = child(CONVERTING, str(source), "bfloat16", str(out), to, form)
+        say(f"memory of {to} {form}", run)
         files = [out] if out.is_file() else sorted(out.iterdir())
         size = sum(file.stat().st_size for file in files)
-        found[f"{to} {form}"] = {
-            "target": size,
-            "peak": run["after"] - run["before"],
-            "share": (run["after"] - run["before"]) / size,
-        }
+        peak = run["after"] - run["before"]
+        found[f"{to} {form}"] = {"target": size, "peak": peak, "share": peak / size, "seconds": run["seconds"]}
+        save()
         subprocess.run(["rm", "-r", str(out)], check=True)
-    return found
 
 
 def summed(runs: dict[str, list], sizes: dict[str, int], peak: str, less: str | None) -> dict[str, Any]:
@@ -258,6 +312,7 @@ def summed(runs: dict[str, list], sizes: dict[str, int], peak: str, less: str | 
     for name, many in runs.items():
         most = max(run[peak] - (run[less] if less else 0) for run in many)
         found[name] = {
+            "rounds": len(many),
             "seconds": round(statistics.median(run["seconds"] for run in many), 3),
             "peak memory, GB": round(most / 1e9, 3),
             "peak memory as a share of the target": round(most / sizes[name], 3),
@@ -280,8 +335,13 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=SIZES, default="llama-3.2-1b", metavar="NAME")
     parser.add_argument("--layers", type=int, help="fewer than the shape has")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=5.0, help="after which no further round begins")
+    parser.add_argument("--stages", choices=STAGES, nargs="+", default=list(STAGES))
     parser.add_argument("--out", type=Path, help="where to write the result")
+    parser.add_argument(
+        "--work", type=Path, help="a folder on the disk to measure on, with 12 GB free; the system's own"
+    )
     given = parser.parse_args()
     config = shape_of(given.shape, given.layers)
     record: dict[str, Any] = {
@@ -291,7 +351,14 @@ def main() -> None:
         "command": command(),
         "parameters": config.parameters,
     }
-    with tempfile.TemporaryDirectory() as work:
+    out = given.out or RESULTS / f"checkpoints-{record['date'][:10]}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rounds = Rounds(given.rounds, time.monotonic() + 60 * given.minutes)
+
+    def save() -> None:
+        write_atomic(out, json.dumps(record, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory(dir=given.work) as work:
         holes, source = Path(work) / "holes", Path(work) / "source"
         size = write_holes(SIZES["llama-3.1-8b"], holes, 4)
         runs = [child(OPENING, str(holes), "bfloat16") for _ in range(given.rounds)]
@@ -301,14 +368,18 @@ def main() -> None:
             "seconds, worst": max(run["seconds"] for run in runs),
             "memory, MB": max(run["after"] - run["before"] for run in runs) / 1e6,
         }
+        print("writing the checkpoint", file=sys.stderr, flush=True)
         write_random(config, source)
-        record["memory of conversions"] = memory_of_conversions(source, Path(work))
-        record["loading"] = loading(source, config, given.rounds)
-        record["converting"] = converting(source, given.converter, given.rounds, Path(work))
+        stages: dict[str, Callable[[dict], None]] = {
+            "load": lambda found: loading(source, config, rounds, found, save),
+            "convert": lambda found: converting(source, given.converter, Path(work), rounds, found, save),
+            "quantise": lambda found: quantising(source, Path(work), rounds, found, save),
+            "memory": lambda found: memory_of_conversions(source, Path(work), rounds, found, save),
+        }
+        for stage in given.stages:
+            record[stage] = {}
+            stages[stage](record[stage])
     print(json.dumps(record, indent=1))
-    out = given.out or RESULTS / f"checkpoints-{record['date'][:10]}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {out}", file=sys.stderr)
 
 
