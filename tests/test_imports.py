@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "puna"
 ROWS = [
     {"artifacts", "config", "chat", "errors", "log", ""},
-    {"tokenizer", "kernels"},
+    {"kernels"},
+    {"tokenizer"},
     {"model", "curation", "tools", "safety", "evaluation"},
     {"parallel", "quant", "planner", "scaling"},
     {"train", "inference"},

@@ -17,7 +17,8 @@ the pair of the highest score is joined, the leftmost among equals, until no suc
 piece becomes its UTF-8 bytes. Decoding turns U+2581 back into spaces and drops the one that was added.
 
 Where no piece has a U+2581 after another character (Llama's have none), no join crosses from one word to the next, so
-that words can be encoded one by one and remembered. A word of any length is merged in n log n (`merging.py`).
+that words can be encoded one by one and remembered. A word of any length is merged in n log n (`merging.py`). From the first
+long text on, a C++ kernel does the same with a table of all pairs, where it was built (`puna/kernels/pieces.py`).
 
 A Hugging Face `tokenizer.json` of the same vocabulary lists the joins as pairs in order, in place of scores; a tokenizer
 that was read from one is given these `merges` and follows them. Where a character is cut in half, each byte that is none
@@ -36,6 +37,8 @@ from typing import Literal, NamedTuple
 
 from puna.artifacts import write_atomic
 from puna.errors import ArtifactError, PunaError, shown
+from puna.kernels import pieces as kernels
+from puna.kernels.pieces import Merger
 from puna.tokenizer.bpe import as_unicode, outside, read_bounded
 from puna.tokenizer.merging import merge
 from puna.tokenizer.protobuf import Wire, WireError, read_message, write_field
@@ -44,6 +47,7 @@ SPACE = "\u2581"
 MOST_PIECES = 1 << 19
 MOST_USER_DEFINED = 10_000
 _REMEMBERED_WORDS = 1 << 16
+_LONG = 2_000  # characters of a text for which the table of pairs is made: a tenth of a second
 _REMEMBERED_LENGTH = 40  # characters; longer words rarely come again
 _EACH_BYTE = "puna-each-byte"
 codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd", error.start + 1))
@@ -111,8 +115,12 @@ class SentencePieceTokenizer:
         self._whole = _longest_first(found.user_defined)
         self._byte_of = {id: byte for byte, id in enumerate(self._bytes)}
         self._rank_of = _by_score(self.pieces) if merges is None else _by_merges(merges, self.pieces, where)
-        self._words = re.compile(_WORD if _words_are_apart(self.pieces) else "(?s).+")
+        apart = _words_are_apart(self.pieces)
+        self._words = re.compile(_WORD if apart else "(?s).+")
         self._remembered: dict[str, list[int]] = {}
+        self._space = SPACE if apart else ""
+        self._merges = merges
+        self._merger: Merger | None = None  # made for the first text that is long enough
 
     @classmethod
     def load(cls, path: Path) -> "SentencePieceTokenizer":
@@ -157,9 +165,27 @@ class SentencePieceTokenizer:
             if number % 2:  # what the pattern matched
                 ids.append(self._text_ids[part])
                 continue
+            if self._merger is None and len(part) >= _LONG and kernels.available():
+                self._merger = Merger(self._pairs(), self._text_ids, self._bytes, self.unk, self._space)
+            if self._merger is not None:
+                ids += self._merger.encode(part)
+                continue
             for word in self._words.findall(part):
                 ids += self._remembered.get(word) or self._encode_word(word)
         return ids if self._bytes else _joined_unknowns(ids, self.unk)
+
+    def _pairs(self) -> dict[tuple[str, str], int]:
+        """All pairs that may ever be joined, with their ranks: both halves are characters or themselves joined."""
+        if self._merges is not None:
+            return {pair: rank for rank, pair in enumerate(self._merges)}
+        joined = {p.text for p in self.pieces if p.kind in (Kind.NORMAL, Kind.USER_DEFINED) and len(p.text) > 1}
+        found = {}
+        for text in joined:
+            for cut in range(1, len(text)):
+                left, right = text[:cut], text[cut:]
+                if (cut == 1 or left in joined) and (len(right) == 1 or right in joined):
+                    found[left, right] = self._rank_of(left, right)
+        return found
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """`encode` of each text, in order. The work is Python's, so `threads` do not help and are not made."""

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.errors import ArtifactError, PunaError
-from puna.tokenizer import load_tokenizer
+from puna.kernels import pieces
+from puna.tokenizer import load_tokenizer, sentencepiece
 from puna.tokenizer.sentencepiece import SPACE, Kind, Piece, SentencePieceTokenizer, read_sentencepiece
 
 spm = pytest.importorskip("sentencepiece")
@@ -27,11 +28,16 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=[(name, way) for name in VARIANTS for way in ("Python", "C++")], ids=" in ".join)
 def pair(request, learn_sentencepiece):
-    """Our tokenizer and the library's, from one file that the library learnt."""
-    path = learn_sentencepiece(**VARIANTS[request.param])
-    return load_tokenizer(path), spm.SentencePieceProcessor(model_file=str(path))
+    """Our tokenizer, merging every text in one language, and the library's, from one file that the library learnt."""
+    name, way = request.param
+    if way == "C++" and not pieces.available():
+        pytest.skip("the C++ kernels were not built")
+    path = learn_sentencepiece(**VARIANTS[name])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentencepiece, "_LONG", 1 << 60 if way == "Python" else 0)
+        yield load_tokenizer(path), spm.SentencePieceProcessor(model_file=str(path))
 
 
 @pytest.fixture(scope="module")
