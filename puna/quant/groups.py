@@ -8,12 +8,15 @@ A row of a matrix is cut into groups of `group_size` weights. Each group keeps o
 
 The integers reach one further below zero than above, so the scale may be negative: the group's largest weight then gets
 the longer side. How large the scale should be is searched: a smaller one clips the largest weights and rounds all the
-others more finely. Of a few scales the one with the least squared error wins. On normally distributed weights in groups
-of 32 at 4 bits that takes the error from 9.7% to 8.2% of the weights' deviation. Offsets are searched alike: the range
+others more finely. Of a few scales the one with the least squared error wins; at 4 bits each is first fitted to its codes
+by least squares, scale = sum(u w code) / sum(u code code), which takes scale * sum(u w code) off the error. On normally
+distributed weights in groups of 32 at 4 bits that takes the error from 9.7% to 8.2% of the weights' deviation. Offsets are searched alike: the range
 from the smallest to the largest weight, somewhat narrowed, then the line that fits the rounded weights best. They cost
 every product a second sum and as much room as the scales, so the fair comparison is with groups of half the size.
 
-The error may be weighted by the `importance` of each column: the mean square of the input that it multiplies.
+The error may be weighted by the `importance` of each column: the mean square of the input that it multiplies. Where that
+is not known, an error at 4 bits without offsets counts u = |w| + mean |w| of its group: what is large is multiplied with
+what is large more often than not.
 
 On disk and in memory:
 
@@ -167,6 +170,9 @@ def fit_groups(
         offset and float(largest.max()) > _LARGEST_SCALE
     ):
         raise DataError("a weight is too large for a float16 scale", hint="this model cannot be quantised as it is")
+    if bits == 4 and not offset:
+        weigh = groups.abs() + groups.abs().mean(-1, keepdim=True) if importance is None else importance
+        return _fitted_scale(groups, largest, weigh), None
     weigh = 1.0 if importance is None else importance
     best_error = (groups.square() * weigh).sum(-1, keepdim=True)
     best_scale = torch.zeros_like(largest)
@@ -181,6 +187,20 @@ def fit_groups(
         if best_offset is not None:
             best_offset = torch.where(better, shift, best_offset)
     return best_scale, best_offset
+
+
+def _fitted_scale(groups: Tensor, largest: Tensor, weigh: Tensor) -> Tensor:
+    """The scale that takes most off the weighted error at 4 bits, each trial's fitted to its codes by least squares."""
+    best, most = torch.zeros_like(largest), torch.zeros_like(largest)
+    weighted = groups * weigh
+    for reach in [*_reaches(4), None]:  # at last from the best scale
+        codes = encode(groups, best if reach is None else largest / reach, None, 4).float()
+        product = (weighted * codes).sum(-1, keepdim=True)
+        square = (codes * codes * weigh).sum(-1, keepdim=True)
+        scale = torch.where(square > 0, product / square, 0.0)
+        gain = scale * product
+        best, most = torch.where(gain > most, scale, best), torch.where(gain > most, gain, most)
+    return best.half().float()
 
 
 def _scales(largest: Tensor, bits: int) -> Iterator[tuple[Tensor, None]]:
