@@ -11,7 +11,7 @@ def model_path(path: Path) -> Path:
     record = path / "run.json"
     if not record.is_file():
         if not path.exists():
-            raise ArtifactError(f"{path} does not exist", hint="make one with `puna run tiny`")
+            raise ArtifactError(f"{path} does not exist", hint="give a checkpoint, or make one with `puna run tiny`")
         return path
     try:
         name = json.loads(record.read_text())["model"]

@@ -9,6 +9,7 @@ pickles are not fetched, unless Meta's original folder is asked for, whose pickl
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from puna import log
-from puna.config import require
-from puna.errors import DataError, PunaError
+from puna.errors import ConfigError, DataError, PunaError, shown
 
 WANTED = ("*.safetensors", "*.json", "tokenizer.model", "LICENSE*", "USE_POLICY*", "README.md")
 ORIGINAL = ("original/params.json", "original/*.pth", "original/tokenizer.model", "LICENSE*")
 UNWANTED = ("original/*", "*.bin", "*.pt", "*.py", "onnx/*")
 _BLOCK = 4 << 20
+_NAME = re.compile(r"[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)  # an owner, or a model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ def pull(name: str, out: Path, config: PullConfig | None = None) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     config = config or PullConfig()
-    require(name.count("/") == 1 and all(name.split("/")), f"{name!r} is not a model's name", hint="owner/model")
+    if name.count("/") != 1 or not all(map(_NAME.fullmatch, name.split("/"))) or "--" in name or ".." in name:
+        raise ConfigError(f"{shown(name)} is not a model's name", hint="owner/model, as its page has it")
     wanted, unwanted = config.patterns
     with _explained(name, config.revision):
         if constants.is_offline_mode():

@@ -152,4 +152,6 @@ def test_offline_nothing_is_asked(hub, tmp_path):
 def test_an_unreachable_hub_and_a_wrong_name_are_told(tmp_path):
     done = pulled("http://127.0.0.1:9", tmp_path / "out")
     assert done.returncode != 0 and "cannot be reached" in done.stderr, done.stderr
-    assert "owner/model" in pulled("http://127.0.0.1:9", tmp_path / "out", name="llama").stderr
+    for wrong in ("llama", "../x", "owner/a--b", "owner/.hidden", "a/b/c"):
+        told = pulled("http://127.0.0.1:9", tmp_path / "out", name=wrong).stderr
+        assert "owner/model" in told and "Traceback" not in told
