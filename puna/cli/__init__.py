@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues where it was", file=sys.stderr)
+        again = "starts over" if options.verb in _FROM_THE_START else "continues where it was"
+        print(f"\ninterrupted; the same command {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error.strerror}: {error.filename or 'the output'}\nhint: {_DISK[error.errno]}", file=sys.stderr)
         return 6
 
+
+_FROM_THE_START = ("convert", "verify", "inspect", "eval", "chat", "serve", "show")  # they keep nothing half-done
 
 _DISK = {
     errno.ENOSPC: "free some space, then run the same command again: it continues where it was",
@@ -100,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Start with `puna run tiny`; then `puna chat out/tiny`. Each command has its own --help.",
     )
     top.add_argument("--version", action="version", version=f"puna {__version__}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
     _add_run(commands)
     _add_chat(commands)
     _add_serve(commands)
