@@ -2,9 +2,9 @@
 
     softmax(q k^T / sqrt(E) where the mask allows) v
 
-`reference` writes the formula out: it holds all (H, T, T) scores at once, and shows the grouping: H/K query heads share
+`reference` writes the formula out: it holds all (H, T, S) scores at once, and shows the grouping: H/K query heads share
 one key/value head, so their queries are stacked and meet it in one product. `sdpa` is PyTorch's fused operator, which
-needs no (T, T) scores but must be given keys and values repeated for each query head.
+needs no (T, S) scores but must be given keys and values repeated for each query head.
 
 On a CPU in bfloat16 the written-out form is twice as fast up to about a thousand tokens (the fused backward pass is
 slow there); `auto` knows that. Timing: `benchmarks/training_kernels.py`.
@@ -21,9 +21,10 @@ WRITTEN_OUT_UP_TO = 1024  # tokens
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, impl: Implementation = "auto") -> Tensor:
-    """Attend from `q` (B, T, H, E) to `k`, `v` (B, T, K, E); the result is (B, T, H, E).
+    """Attend from `q` (B, T, H, E) to `k`, `v` (B, S, K, E); the result is (B, T, H, E).
 
-    `mask` (B or 1, 1, T, T) is true where a query may see a key; None means causal. Every query must see some key.
+    `mask` (B or 1, 1, T, S) is true where a query may see a key; None means causal, with S = T. Every query must see
+    some key.
     """
     if impl == "auto":
         short = q.shape[1] <= WRITTEN_OUT_UP_TO and q.dtype == torch.bfloat16 and not q.is_cuda
@@ -35,13 +36,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, impl: Imp
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     B, H, T, E = q.shape
-    K = k.shape[1]
+    K, S = k.shape[1], k.shape[2]
     if mask is None:
-        mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
     hidden = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
     stacked = (q * E**-0.5).reshape(B, K, H // K * T, E)
-    scores = (stacked @ k.transpose(-1, -2)).view(B, H, T, T) + hidden
-    return (scores.softmax(-1).view(B, K, H // K * T, T) @ v).view(B, H, T, E)
+    scores = (stacked @ k.transpose(-1, -2)).view(B, H, T, S) + hidden
+    return (scores.softmax(-1).view(B, K, H // K * T, S) @ v).view(B, H, T, E)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -68,14 +68,19 @@ class Llama(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
-            if weight.ndim == 1:
-                weight.fill_(1.0)
-                continue
-            std = 0.02 if name.startswith(("tok_embeddings", "output")) else weight.shape[1] ** -0.5
-            if name.endswith(("wo.weight", "w2.weight")):
-                std /= math.sqrt(2 * self.config.n_layers)
-            weight.normal_(0.0, std, generator=generator)
+            draw(name, weight, self.config.n_layers, generator)
         return self
+
+
+def draw(name: str, weight: Tensor, n_layers: int, generator: torch.Generator) -> None:
+    """Fill one weight of a new model, as `init_weights` says."""
+    if weight.ndim == 1:
+        weight.fill_(1.0)
+        return
+    std = 0.02 if name.startswith(("tok_embeddings", "output")) else weight.shape[1] ** -0.5
+    if name.endswith(("wo.weight", "w2.weight")):
+        std /= math.sqrt(2 * n_layers)
+    weight.normal_(0.0, std, generator=generator)
 
 
 class Block(nn.Module):
