@@ -1,12 +1,22 @@
 """Does every layout compute the same? Loss and gradients of many layouts beside those of one process: a parity matrix.
 
-    python benchmarks/parallel.py                    all layouts, up to 8 processes; writes benchmarks/results and the table
-    python benchmarks/parallel.py --worlds 2 4       only layouts of 2 and 4 processes; writes nothing
+    python benchmarks/parallel.py                all layouts on up to 8 processes; writes benchmarks/results and the table
+    python benchmarks/parallel.py --worlds 2 4   only layouts of 2 and 4 processes; writes nothing
+    python benchmarks/parallel.py --few          a handful, which the tests run
 
-Each world size is one set of real processes on gloo, which goes through all its layouts. The reference is the plain model in
-one process. A difference is the largest of a tensor beside the largest number of the reference's tensor; the worst
-tensor counts. In float32 what is left is the order of sums, and must stay below `TOLERANCE`. In bfloat16 products are rounded to 8
-bits, so that one process differs from itself in float32 by about as much as from any layout; both are shown.
+Each world size is one set of real processes on gloo, which goes through all its layouts. The reference is the plain model
+in one process. A difference is the largest of a tensor beside the largest number of the reference's tensor; the worst
+tensor counts. Variants of each layout:
+
+    documents    several to a row, and a filling that attends to nothing; 4 key/value heads for 8 query heads (GQA)
+    tied         the same, output and embedding tied
+    causal       one document to a row
+    8 of 8, 2 of 8   as many key/value heads as query heads, and fewer
+    bf16         products in bfloat16; the reference is one process that takes the same micro-batches one by one, and adds
+                 their gradients in float32. Layouts that cut neither a product nor a sequence must agree as closely
+                 as in float32, which they can only if all their sums of gradients are in float32
+
+Then weights and moments are saved on one layout, loaded on the next, and so on around: all must be equal to the bit.
 """
 
 import argparse
@@ -26,18 +36,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from puna.model.checkpoint import save_model
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
 from puna.parallel.layout import Layout
-from puna.parallel.sharded import Sharded, place
-from puna.parallel.weights import whole_on_first
+from puna.parallel.sharded import place
 from puna.train.objectives.rows import Rows, next_token_loss
 
 ROOT = Path(__file__).parent.parent
-TOLERANCE = 2e-5  # float32: of loss and gradients, relative
-TOLERANCE_BF16 = 0.05
+TOLERANCE = 2e-5  # of loss, norm and gradients, relative: the order of float32 sums
+TOLERANCE_BF16 = 0.05  # where products of 8 bits are cut differently
 ROWS, TOKENS = 16, 64  # of the global batch
 SEED = 7
 
@@ -47,25 +58,34 @@ class Case:
     """One row of the matrix."""
 
     layout: Layout
-    tied: bool = False
-    documents: bool = True  # several documents to a row, and a filling that attends to nothing
-    dtype: str = "float32"
-    kv_heads: int = 4  # of 8 heads
+    variant: str = "documents"
+
+    @property
+    def tied(self) -> bool:
+        return self.variant == "tied"
+
+    @property
+    def dtype(self) -> str:
+        return "bfloat16" if self.variant == "bf16" else "float32"
 
     @property
     def config(self) -> LlamaConfig:
+        kv_heads = {"8 of 8": 8, "2 of 8": 2}.get(self.variant, 4)
         return LlamaConfig(
-            dim=64, n_layers=6, n_heads=8, n_kv_heads=self.kv_heads, head_dim=8, ffn_dim=160,
+            dim=64, n_layers=6, n_heads=8, n_kv_heads=kv_heads, head_dim=8, ffn_dim=160,
             vocab_size=136, context=TOKENS, rope_theta=500.0, tied=self.tied,
         )  # fmt: skip
 
-    def __str__(self) -> str:
-        return f"{self.layout}; {self.kv_heads} of 8 heads{', tied' * self.tied}{', one document' * (not self.documents)}"
+    @property
+    def tolerance(self) -> float:
+        rounded = self.dtype == "bfloat16" and (self.layout.tensor > 1 or self.layout.context > 1)
+        return TOLERANCE_BF16 if rounded else TOLERANCE
 
 
-def cases() -> list[Case]:
-    """The matrix: each kind alone, then together; and what a kind meets (documents, GQA, tied, bfloat16)."""
-    plain = [
+VARIANTS = ("documents", "tied", "causal", "8 of 8", "2 of 8", "bf16")
+LAYOUTS = [
+    Layout(**given)
+    for given in (
         {"shard": 2},
         {"replicate": 2},
         {"tensor": 2},
@@ -95,15 +115,21 @@ def cases() -> list[Case]:
         {"tensor": 2, "context": 2, "shard": 2},
         {"tensor": 4, "pipeline": 2, "layers_per_stage": (2, 4)},
         {"tensor": 2, "replicate": 2, "pipeline": 2},
-    ]
-    matrix = [Case(layout=Layout(**given), tied=tied) for given in plain for tied in (False, True)]
-    few = [{"shard": 2}, {"tensor": 2}, {"context": 2}, {"pipeline": 2}, {"tensor": 2, "context": 2, "pipeline": 2}]
-    for given in few:
-        layout = Layout(**given)
-        matrix += [Case(layout=layout, documents=False), Case(layout=layout, kv_heads=8), Case(layout=layout, kv_heads=2)]
-    mixed = [*few, {"replicate": 2, "shard": 2}, {"tensor": 2, "pipeline": 2, "shard": 2}, {"shard": 8}]
-    matrix += [Case(layout=Layout(**given), dtype="bfloat16", tied=tied) for given in mixed for tied in (False, True)]
-    return sorted(matrix, key=lambda case: case.layout.world)
+    )
+]
+FEW = [
+    Case(layout=Layout(tensor=2, pipeline=2, microbatches=4), variant="tied"),
+    Case(layout=Layout(context=2, pipeline=2, stages_per_rank=2, microbatches=4, in_flight=3), variant="2 of 8"),
+    Case(layout=Layout(replicate=2, shard=2), variant="bf16"),
+    Case(layout=Layout(tensor=2, context=2, sequence_parallel=False)),
+    Case(layout=Layout(tensor=2, context=2, pipeline=2)),
+]
+
+
+def cases() -> list[Case]:
+    """The matrix, without what a layout refuses."""
+    every = [Case(layout=layout, variant=variant) for layout in LAYOUTS for variant in VARIANTS]
+    return [case for case in every if case.config.n_kv_heads % case.layout.tensor == 0]
 
 
 def global_batch(case: Case) -> Rows:
@@ -111,7 +137,7 @@ def global_batch(case: Case) -> Rows:
     generator = torch.Generator().manual_seed(SEED)
     tokens = torch.randint(0, case.config.vocab_size, (ROWS, TOKENS + 1), generator=generator)
     documents = torch.zeros(ROWS, TOKENS + 1, dtype=torch.int64)
-    if case.documents:
+    if case.variant != "causal":
         borders = torch.rand(ROWS, TOKENS + 1, generator=generator) < 0.08
         documents = borders.long().cumsum(1)
         documents[::3, -TOKENS // 5 :] = -1
@@ -124,52 +150,50 @@ def part_of(rows: Rows, which: slice) -> Rows:
     return Rows(**{f.name: getattr(rows, f.name)[which] for f in dataclasses.fields(rows)})
 
 
-def reference(case: Case, dtype: str) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one process."""
+def reference(case: Case) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one process; in bfloat16 summed over the micro-batches that the layout makes."""
     model = Llama(case.config).init_weights(SEED)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-        loss, _ = next_token_loss(model, global_batch(case))
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+    rows, layout = global_batch(case), case.layout
+    parts = [rows]
+    if case.dtype == "bfloat16":
+        shares = [part_of(rows, slice(rank, None, layout.data_ranks)) for rank in range(layout.data_ranks)]
+        size = len(shares[0].tokens) // layout.microbatch_count
+        parts = [part_of(share, slice(i, i + size)) for share in shares for i in range(0, len(share.tokens), size)]
+    total = 0.0
+    for part in parts:
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16"):
+            loss, _ = next_token_loss(model, part)
+        loss = loss * (part.weight / rows.weight)
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad for name, p in model.named_parameters()}
 
 
 def measure(case: Case) -> dict[str, Any] | None:
     """The differences of one case; called by all its processes, answered by the first."""
-    layout, config = case.layout, case.config
-    dtype = getattr(torch, case.dtype)
-    placed = place(config, layout, seed=SEED, dtype=dtype)
+    layout = case.layout
+    placed = place(case.config, layout, seed=SEED, dtype=getattr(torch, case.dtype))
     mine = part_of(global_batch(case), slice(placed.data_rank, None, placed.data_ranks))
     loss, _ = placed.backward(None, [mine])
-    gradients = collected(placed, {name: p.grad for name, p in placed.named_parameters()})
+    gradients = {n: g.clone() for n, g in placed.join((n, p.grad) for n, p in placed.named_parameters())}
     norm = placed.clip(1e-3)
     validated = placed.validate(None, [mine])
     if placed.rank != 0:
         return None
-    wanted_loss, wanted = reference(case, case.dtype)
+    wanted_loss, wanted = reference(case)
     wanted_norm = torch.stack([g.double().norm() for g in wanted.values()]).norm().item()
-    found = {
-        "case": str(case),
-        "world": layout.world,
-        "dtype": case.dtype,
+    gradient, worst = difference(gradients, wanted)
+    return {
+        "layout": str(layout),
+        "processes": layout.world,
+        "variant": case.variant,
         "loss": abs(loss - wanted_loss) / wanted_loss,
         "validation": abs(validated - wanted_loss) / wanted_loss,
         "norm": abs(norm - wanted_norm) / wanted_norm,
+        "gradients": gradient,
+        "worst": worst,
+        "tolerance": case.tolerance,
     }
-    found["gradients"], found["worst"] = difference(gradients, wanted)
-    if case.dtype == "bfloat16":
-        found["rounding"] = difference(reference(case, "float32")[1], wanted)[0]
-    return found
-
-
-def collected(placed: Sharded, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors on the first rank from the parts of all."""
-    shapes = {name: tuple(w.shape) for name, w in _empty(placed.config).named_parameters()}
-    return {name: w.clone() for name, w in whole_on_first(parts.items(), placed.mesh, shapes)}
-
-
-def _empty(config: LlamaConfig) -> Llama:
-    with torch.device("meta"):
-        return Llama(config)
 
 
 def difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[float, str]:
@@ -180,13 +204,9 @@ def difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[flo
     return each[worst], worst
 
 
-def tolerance(result: dict[str, Any]) -> float:
-    return TOLERANCE if result["dtype"] == "float32" else TOLERANCE_BF16
-
-
 def holds(result: dict[str, Any]) -> bool:
     """Whether a case agrees with one process."""
-    return all(result[key] <= tolerance(result) for key in ("loss", "validation", "norm", "gradients"))
+    return all(result[key] <= result["tolerance"] for key in ("loss", "validation", "norm", "gradients"))
 
 
 def in_processes(world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -231,22 +251,108 @@ def measure_all(matrix: list[Case]) -> list[dict[str, Any]]:
             result["seconds"] = time.perf_counter() - started
             results.append(result)
             mark = "ok " if holds(result) else "BAD"
-            print(f"{mark} {case.dtype:8} {result['gradients']:.1e} {result['loss']:.1e} {case}", flush=True)
+            line = f"{mark} {result['gradients']:.1e} {result['loss']:.1e} {case.variant:10} {case.layout}"
+            print(line, file=sys.stderr, flush=True)
     return results
+
+
+CIRCLE = [
+    Layout(tensor=2, pipeline=2),
+    Layout(replicate=2, shard=2),
+    Layout(shard=2, tensor=4),
+    Layout(context=2, pipeline=2, stages_per_rank=3),
+    Layout(shard=3),
+    Layout(tensor=2, context=2, pipeline=2),
+    Layout(),
+]
+
+
+def hand_over(layout: Layout, before: Path | None, after: Path, folder: Path) -> int:
+    """Load what another layout saved, save it again, and write it as a Hugging Face folder; how many tensors there are.
+
+    The first one makes it: weights, and AdamW's moments after a step.
+    """
+    case = Case(layout=layout, variant="tied")
+    placed = place(case.config, layout, seed=SEED if before is None else SEED + 1, dtype=torch.float32)
+    named = dict(placed.named_parameters())
+    optimizer = torch.optim.AdamW(named.values(), lr=1e-2, fused=True)
+    if before is None:
+        placed.backward(None, [part_of(global_batch(case), slice(placed.data_rank, None, placed.data_ranks))])
+        optimizer.step()
+        held = {f"model.{name}": p.detach() for name, p in named.items()}
+        held |= {f"{k}.{name}": v for name, p in named.items() for k, v in optimizer.state[p].items()}
+    else:
+        stored = load_file(before)
+        for name, parameter in named.items():
+            parameter.data.copy_(placed.part(name, stored[f"model.{name}"]))
+        held = {f"model.{name}": p.detach() for name, p in named.items()}
+        kinds = ("exp_avg", "exp_avg_sq", "step")
+        held |= {f"{k}.{name}": placed.part(name, stored[f"{k}.{name}"]) for name in named for k in kinds}
+    whole = dict(placed.join(held.items()))
+    model = placed.whole()
+    if placed.rank == 0:
+        save_file(whole, after)
+        save_model(model, None, folder)
+    return len(whole)
+
+
+def portability() -> list[dict[str, Any]]:
+    """Around the circle: every file and every folder has the first one's bytes."""
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        files = [Path(temporary) / f"{i}.safetensors" for i in range(len(CIRCLE))]
+        for i, layout in enumerate(CIRCLE):
+            before = files[i - 1] if i else None
+            tensors = in_processes(layout.world, hand_over, layout, before, files[i], Path(temporary) / f"hf-{i}")[0]
+            first, this = load_file(files[0]), load_file(files[i])
+            folders = [(Path(temporary) / f"hf-{j}" / "model.safetensors").read_bytes() for j in (0, i)]
+            equal = first.keys() == this.keys() and all(torch.equal(first[n], this[n]) for n in first)
+            found = {"layout": str(layout), "processes": layout.world, "tensors": tensors, "equal": equal}
+            results.append(found | {"same_folder": folders[0] == folders[1]})
+            print(results[-1], file=sys.stderr, flush=True)
+    return results
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The largest relative difference of a gradient, by layout and variant, in Markdown."""
+    cells = {(r["layout"], r["variant"]): r for r in results}
+    lines = ["| layout | processes | " + " | ".join(VARIANTS) + " |", "|---|---|" + "---|" * len(VARIANTS)]
+    for layout in dict.fromkeys((r["layout"], r["processes"]) for r in results):
+        row = [cells.get((layout[0], variant)) for variant in VARIANTS]
+        shown = [f"{r['gradients']:.1e}" if r else "refused" for r in row]
+        lines.append(f"| `{layout[0]}` | {layout[1]} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def write(results: list[dict[str, Any]], moved: list[dict[str, Any]]) -> None:
+    """The dated result, and the table in docs/parallel.md."""
+    date = datetime.date.today().isoformat()
+    record = {"date": date, "torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+    record |= {"tolerance": TOLERANCE, "tolerance_bf16": TOLERANCE_BF16, "cases": results, "portability": moved}
+    (ROOT / "benchmarks" / "results" / f"parallel-{date}.json").write_text(json.dumps(record, indent=1) + "\n")
+    page = ROOT / "docs" / "parallel.md"
+    begin, end = "<!-- table: benchmarks/parallel.py -->\n", "<!-- end of table -->"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n{table(results)}\n\n{end}{rest.partition(end)[2]}")
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--worlds", type=int, nargs="+", default=[], help="only layouts of so many processes")
-    options.add_argument("--only", default="", help="only cases that contain this text")
+    options.add_argument("--few", action="store_true", help="only the handful that the tests run")
+    options.add_argument("--no-portability", action="store_true", help="leave out saving on one layout, loading on another")
     given = options.parse_args()
-    matrix = [c for c in cases() if (not given.worlds or c.layout.world in given.worlds) and given.only in str(c)]
+    matrix = [c for c in (FEW if given.few else cases()) if not given.worlds or c.layout.world in given.worlds]
     results = []
     for world in sorted({c.layout.world for c in matrix}):
-        ours = [c for c in matrix if c.layout.world == world]
-        results += in_processes(world, measure_all, ours)[0]
-    bad = [r for r in results if not holds(r)]
-    print(f"{len(results)} cases, {len({r['case'].split(';')[0] for r in results})} layouts, {len(bad)} differ")
+        results += in_processes(world, measure_all, [c for c in matrix if c.layout.world == world])[0]
+    moved = [] if given.no_portability or given.few or given.worlds else portability()
+    bad = [r for r in results if not holds(r)] + [m for m in moved if not (m["equal"] and m["same_folder"])]
+    if not given.few and not given.worlds:
+        write(results, moved)
+    largest = max(r["gradients"] for r in results if r["tolerance"] == TOLERANCE)
+    counts = {"cases": len(results), "layouts": len({r["layout"] for r in results}), "bad": bad, "largest": largest}
+    print(json.dumps(counts))
     return 1 if bad else 0
 
 

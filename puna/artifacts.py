@@ -157,7 +157,7 @@ def stage(kind: str) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., 
             request = {
                 "kind": kind,
                 "stage": function.__name__,
-                "config": config.to_json(settings),
+                "config": config.to_json(settings, machine=False),
                 "inputs": _describe(dict(zip(roles, inputs)), out),
             }
             if (out / MANIFEST).exists():

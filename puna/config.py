@@ -32,14 +32,19 @@ def require(condition: bool, message: str, *, hint: str = "") -> None:
         raise ConfigError(message, hint=hint)
 
 
-def to_json(value: Any) -> Any:
-    """A configuration as plain JSON values (dicts, lists, strings, numbers)."""
+def to_json(value: Any, *, machine: bool = True) -> Any:
+    """A configuration as plain JSON values (dicts, lists, strings, numbers).
+
+    Without `machine`, fields are left out whose metadata says that they describe the machine, not the result: the same
+    result may be begun on one and finished on another.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kept = [f for f in dataclasses.fields(value) if machine or not f.metadata.get("machine")]
+        return {f.name: to_json(getattr(value, f.name), machine=machine) for f in kept}
     if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
+        return {str(k): to_json(v, machine=machine) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return [to_json(v) for v in value]
+        return [to_json(v, machine=machine) for v in value]
     if isinstance(value, Path):
         return str(value)
     return value

@@ -12,10 +12,19 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PLAIN_LINE_EVERY_S = 10.0
+_hushed = False
+
+
+def hush() -> None:
+    """Leave news and progress to another process, which does the same work and tells it once. Warnings are still told."""
+    global _hushed
+    _hushed = True
 
 
 def info(text: str) -> None:
     """One line of news."""
+    if _hushed:
+        return
     _console().print(text, markup=False, highlight=False)
 
 
@@ -64,6 +73,8 @@ class Progress:
         return f"{self.label}: {share} {self.unit} ({speed}/s{left}) {self.text}".rstrip()
 
     def _show(self) -> None:
+        if _hushed:
+            return
         if self._bar is not None:
             bar, task = self._bar
             bar.update(task, completed=self.done, note=self.text)
@@ -76,7 +87,7 @@ class Progress:
 def progress(label: str, total: float | None = None, *, unit: str = "items", done: float = 0) -> Iterator[Progress]:
     """A long task with `total` units of work, of which `done` were finished by an earlier run."""
     task = Progress(label, total, unit, done)
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _hushed:
         with _bar(task):
             yield task
     else:

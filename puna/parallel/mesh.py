@@ -17,7 +17,7 @@ class Mesh:
     def __init__(self, layout: Layout, device: torch.device):
         layout.check_world(dist.get_world_size())
         self.layout = layout
-        self.rank = dist.get_rank()
+        self.rank, self.device = dist.get_rank(), device
         self.at = layout.coordinates(self.rank)
         sizes = (layout.replicate, layout.shard, layout.pipeline, layout.context, layout.tensor)
         # DeviceMesh wants the dimensions that are used together side by side, in whatever order the ranks are

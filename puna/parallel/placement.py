@@ -9,7 +9,7 @@ What is averaged: the loss of a step is the mean over every unit of its *global*
 all micro-batches and all ranks that hold data. So each backward pass scales a micro-batch's mean by its share.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +46,7 @@ class Placement(Protocol):
     world: int
     data_rank: int  # which share of the samples this rank computes
     data_ranks: int  # how many shares there are
+    parameters: int  # of the model, over all ranks
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """This rank's parameters, by the names they have in one process."""
@@ -72,4 +73,16 @@ class Placement(Protocol):
 
     def whole(self) -> nn.Module | None:
         """The complete model, for a checkpoint: on rank 0, None on the others."""
+        ...
+
+    def join(self, named: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+        """Whole tensors on rank 0 from the parts of all ranks; on the others nothing. All run it to its end."""
+        ...
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """What this rank holds of a whole tensor that lies as the parameter `name` does: its moments, its average."""
+        ...
+
+    def most(self, value: int) -> int:
+        """The largest `value` of any rank: how ranks agree."""
         ...

@@ -22,7 +22,7 @@ from puna.parallel.layout import Layout
 from puna.parallel.mesh import Mesh
 from puna.parallel.pipeline import Pipeline
 from puna.parallel.stage import Stage, Tokens
-from puna.parallel.weights import Named, fill, first_weights, local, whole_on_first
+from puna.parallel.weights import Named, distributed, fill, first_weights, join, local, part
 
 
 def place(
@@ -97,6 +97,7 @@ class Sharded:
         self.parts: list[nn.Module] = list(stages)
         self.rank, self.world = mesh.rank, mesh.layout.world
         self.data_rank, self.data_ranks = mesh.layout.data_rank(mesh.rank), mesh.layout.data_ranks
+        self.parameters = config.parameters
         self._pipeline = Pipeline(stages, mesh, device) if self.layout.pipeline > 1 else None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -117,8 +118,8 @@ class Sharded:
             self._sum_tied()
         else:
             total = torch.zeros((), device=self.device)
-            for part in rows:
-                loss = self.stages[0](part.tokens, part)
+            for tokens in rows:
+                loss = self.stages[0](tokens.tokens, tokens)
                 loss.backward()
                 total += loss.detach()
         return self._over_ranks(total), {}
@@ -149,8 +150,8 @@ class Sharded:
             total = self._pipeline.loss(rows)
         else:
             total = torch.zeros((), device=self.device)
-            for part in rows:
-                total += self.stages[0](part.tokens, part)
+            for tokens in rows:
+                total += self.stages[0](tokens.tokens, tokens)
         self.updated()
         return self._over_ranks(total)
 
@@ -158,17 +159,35 @@ class Sharded:
         """The complete model on rank 0, on the CPU; None on the others."""
         with torch.device("meta"):
             llama = Llama(self.config)
-        shapes = {name: tuple(weight.shape) for name, weight in llama.named_parameters()}
         if self.rank == 0:
             llama.to_empty(device="cpu")
             if self.config.tied:
                 llama.output.weight = llama.tok_embeddings.weight
         targets = dict(llama.named_parameters())
         with torch.no_grad():
-            for name, weight in whole_on_first(self.named_parameters(), self.mesh, shapes):
-                if self.rank == 0:
-                    targets[name].copy_(weight)
+            for name, weight in self.join(self.named_parameters()):
+                targets[name].copy_(weight)
         return llama if self.rank == 0 else None
+
+    def join(self, named: Iterable[Named]) -> Iterator[Named]:
+        """Whole tensors, on rank 0, from the parts of all ranks. To be run to its end by all ranks together."""
+        return join(named, self.mesh)
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """What this rank holds of a whole tensor that lies as the parameter `name` does (a moment of it, say)."""
+        own_name, parameter = next((own, p) for own, p in self._parameters() if self._model_name(own) == name)
+        if whole.shape != parameter.shape:
+            return whole  # a step count is no part of anything
+        return distributed(part(whole, own_name, self.mesh).to(self.device, copy=True), parameter)
+
+    def most(self, value: int) -> int:
+        """The largest `value` of any rank."""
+        found = torch.tensor(value, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def _model_name(self, own: str) -> str:
+        return self.stages[-1].model_name(own)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for stage in self.stages for name, p in stage.named_parameters())

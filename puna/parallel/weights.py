@@ -5,7 +5,9 @@ its part of each, so that the most it holds beside its parts is one matrix. The 
 and only rank 0 keeps them, for a checkpoint that does not know how it was laid out.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,9 @@ from puna.parallel.stage import Stage
 from puna.parallel.table import cut_dimension
 
 Named = tuple[str, Tensor]
+
+# PyTorch warns, once per process, that gathering over two dimensions takes two steps. It does, rarely.
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 
 def first_weights(config: LlamaConfig, seed: int) -> Iterator[Named]:
@@ -59,28 +64,32 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_on_first(named: Iterable[Named], mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Iterator[Named]:
-    """The tensors `shapes` (in its order) from the parts `named` of all ranks: whole on rank 0, empty on the others.
+def distributed(own: Tensor, like: DTensor) -> DTensor:
+    """This rank's part as a distributed tensor that lies as `like` does."""
+    return DTensor.from_local(
+        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
-    Called by all ranks together; each tensor is let go before the next one is gathered.
+
+def join(named: Iterable[Named], mesh: Mesh) -> Iterator[Named]:
+    """Whole tensors from the parts of all ranks, by name: on rank 0, on the CPU; the others get nothing.
+
+    Called by all ranks together, and run to its end by all. Tensors that several ranks hold come once. Each is gathered
+    when it is asked for, and let go before the next.
     """
     mine = dict(named)
-    for name, shape in shapes.items():
+    own = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in mine.items()}
+    everyone: list[dict[str, Any]] = [{}] * mesh.layout.world
+    dist.all_gather_object(everyone, own)
+    for name in sorted({name for held in everyone for name in held}):
+        source = next(rank for rank, held in enumerate(everyone) if name in held)
         held = mine.get(name)
-        full = None
-        if held is not None:
-            full = held.full_tensor() if isinstance(held, DTensor) else held
-        source = _sender(held is not None, mesh)
+        full = held.full_tensor() if isinstance(held, DTensor) else held
         if source != 0 and mesh.rank == 0:
-            full = torch.empty(shape)
+            shape, dtype = everyone[source][name]
+            full = torch.empty(shape, dtype=dtype, device=mesh.device)
             dist.recv(full, source)
         elif source != 0 and mesh.rank == source:
             dist.send(full.contiguous(), 0)
-        yield name, full if mesh.rank == 0 else torch.empty(0)
-
-
-def _sender(holds: bool, mesh: Mesh) -> int:
-    """The first rank that holds a tensor."""
-    first = torch.tensor(mesh.rank if holds else mesh.layout.world)
-    dist.all_reduce(first, dist.ReduceOp.MIN)
-    return int(first)
+        if mesh.rank == 0:
+            yield name, full.cpu()

@@ -1,9 +1,9 @@
 """One process that holds the whole model: no communication, and the fastest a single machine has."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from puna.parallel.placement import Batch, Objective
 
@@ -23,6 +23,7 @@ class Whole:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.parts = [self.model]
+        self.parameters = sum(p.numel() for p in self.model.parameters())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.model.named_parameters()
@@ -55,3 +56,15 @@ class Whole:
 
     def whole(self) -> nn.Module:
         return self.model
+
+    def join(self, named: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+        """They are whole."""
+        return named
+
+    def part(self, _name: str, whole: Tensor) -> Tensor:
+        """All of it."""
+        return whole
+
+    def most(self, value: int) -> int:
+        """There is one rank, and this is its."""
+        return value

@@ -92,9 +92,10 @@ class PlainGuard:
         return Verdict(action="stop", why=f"loss {loss}, gradient norm {norm}: training has diverged")
 
     def after_step(self, run: Run) -> None:
-        if run.position.step % self.every_steps == 0 or self._received:
+        stopping = run.placement.most(bool(self._received))  # a signal may have reached some processes only
+        if run.position.step % self.every_steps == 0 or stopping:
             saving.save(run, self.folder)
-        if self._received:
+        if stopping:
             raise KeyboardInterrupt
 
     def finished(self) -> None:

@@ -6,6 +6,7 @@ how they were shared out: two runs with the same seed on different numbers of ra
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +32,18 @@ class Audit:
 
 
 class Ledger:
-    """One rank's lines."""
+    """One data rank's lines. Of the processes that share its samples one `keeps` them, the others write nothing."""
 
-    def __init__(self, folder: Path, rank: int, ranks: int):
+    def __init__(self, folder: Path, rank: int, ranks: int, *, keeps: bool = True):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.rank, self.ranks = folder, rank, ranks
+        self.folder, self.rank, self.ranks, self.keeps = folder, rank, ranks, keeps
         self.path = folder / NAME.format(rank=rank)
-        self._file = self.path.open("ab")
+        self._file = (self.path if keeps else Path(os.devnull)).open("ab")
 
     def take(self, step: int, numbers: range, batches: Sequence[Batch]) -> None:
         """Step `step` computes the samples `numbers`, which the batches hold in this order."""
+        if not self.keeps:
+            return
         line = {"step": step, "first": numbers.start, "every": numbers.step, "count": len(numbers)}
         line["content"] = f"{content(numbers, batches):016x}"
         self._file.write(json.dumps(line).encode() + b"\n")
@@ -48,6 +51,8 @@ class Ledger:
     def cut(self, step: int) -> None:
         """Forget what step `step` and later ones took, also on ranks that are no more."""
         self._file.flush()
+        if not self.keeps:
+            return
         for path in sorted(self.folder.glob(NAME.format(rank=0).replace("00000", "*"))):
             if int(path.stem.split("-")[1]) % self.ranks == self.rank:
                 _cut(path, step)

@@ -62,8 +62,9 @@ def train(
             run.ledger.close()
         guard.finished()
     return {
-        "parameters": sum(p.numel() for _, p in run.placement.named_parameters()),
+        "parameters": run.placement.parameters,
         "steps": run.position.step,
+        **({"layout": str(config.layout)} if config.layout.world > 1 else {}),
         **run.data.notes,
         **summary,
     }
@@ -87,7 +88,7 @@ def begin(config: TrainConfig, data: Sequence[Artifact], tokenizer: Artifact, ba
         optimizers=optimizers(placement.named_parameters(), config.optimizer, config.schedule.peak),
         data=batches,
         loader=Loader(batches, rank, ranks, config.micro_batch),
-        ledger=ledger.Ledger(out / artifacts.WORK, rank, ranks),
+        ledger=ledger.Ledger(out / artifacts.WORK, rank, ranks, keeps=placement.rank * ranks % placement.world == 0),
         log=MetricsLog(out / "metrics.jsonl" if placement.rank == 0 else None),
         phases=config.phases,
         course=config.course,

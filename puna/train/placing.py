@@ -1,10 +1,13 @@
 """A run's model in its place: drawn anew or read from a checkpoint, on this machine's device."""
 
-from torch import nn
+from collections.abc import Iterator
+
+from torch import Tensor, nn
 
 from puna.artifacts import Artifact
 from puna.config import require
-from puna.model.checkpoint import load_model
+from puna.model.checkpoint import WeightFiles, load_config, load_model
+from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.headstart import give_head_start
 from puna.model.llama import Llama
 from puna.parallel.placement import Placement
@@ -16,7 +19,32 @@ from puna.train.settings import TrainConfig
 
 def place(config: TrainConfig, base: Artifact | None) -> Placement:
     """The model that `config` and `base` mean, ready to be trained. Raises `ConfigError` if they mean none."""
-    return Whole(starting_model(config, base), hardware.device())
+    if config.layout.world == 1:
+        return Whole(starting_model(config, base), hardware.device())
+    from puna.parallel import sharded
+
+    learns_tokens = config.lm or config.sft
+    hint = "lm and sft do; train this one in one process"
+    require(learns_tokens is not None, "this objective cannot be laid out over several processes", hint=hint)
+    if base is not None:
+        shape, weights = load_config(base.path), stored_weights(base)
+    else:
+        whole = starting_model(config, None) if config.head_start else None
+        shape, weights = config.model, whole and ((name, p.detach()) for name, p in whole.named_parameters())
+    require(shape is not None, "there is nothing to start from: no base and no model size", hint="set `model`")
+    for phase in config.phases:
+        config.layout.check_model(shape, phase.sequence_length)
+    return sharded.place(shape, config.layout, device=hardware.device(), seed=config.seed, weights=weights)
+
+
+def stored_weights(base: Artifact) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a checkpoint in float32, one after the other, by their names in the model."""
+    config = load_config(base.path)
+    with WeightFiles(base.path) as files:
+        files.expect_llama(config)
+        for name in config.shapes():
+            weight = files.read(hf_name(name)).float()
+            yield name, to_meta_rows(weight, config.head_dim) if is_rotary(name) else weight
 
 
 def starting_model(config: TrainConfig, base: Artifact | None) -> nn.Module:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from puna.config import require
 from puna.model.sizes import LlamaConfig
+from puna.parallel.layout import Layout
 from puna.train.objectives.dpo import DpoObjective
 from puna.train.objectives.lm import LmObjective
 from puna.train.objectives.reward import RewardObjective
@@ -32,6 +33,7 @@ class TrainConfig:
     clip: float = 1.0  # gradient norm
     seed: int = 0
     threads: int = 0  # 0: PyTorch's choice
+    layout: Layout = field(default_factory=Layout, metadata={"machine": True})  # over how many processes, and how
     save_every_steps: int = 50
     validate_every_steps: int = 200
 

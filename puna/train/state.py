@@ -74,7 +74,10 @@ class Run:
 
 
 def capture(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of `run`: tensors, which are the run's own and change with its next step, and the record."""
+    """The state of `run`: this rank's tensors, which are the run's own and change with its next step, and the record.
+
+    `placement.join` makes whole tensors of them, which can be put back on any other layout.
+    """
     tensors = {f"model.{name}": p.detach() for name, p in run.placement.named_parameters()}
     names = {id(p): name for name, p in run.placement.named_parameters()}
     for optimizer in run.optimizers:
@@ -96,8 +99,11 @@ def capture(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @torch.no_grad()
 def fill(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Put a captured state back. Raises `KeyError` for one that lacks something, and then has changed nothing."""
-    parameters = dict(run.placement.named_parameters())
+    """Put a captured state of whole tensors back; this rank takes its part of each.
+
+    Raises `KeyError` for one that lacks something, and then has changed nothing.
+    """
+    parameters, part = dict(run.placement.named_parameters()), run.placement.part
     weights = {name: tensors[f"model.{name}"] for name in parameters}
     position = Position(**record["position"])
     moments: dict[str, dict[str, Tensor]] = {}
@@ -107,15 +113,18 @@ def fill(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
             key, _, name = rest.partition(".")
             moments.setdefault(name, {})[key] = value
     for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
+        parameter.copy_(part(name, weights[name]))
     names = {id(parameter): name for name, parameter in parameters.items()}
     for optimizer in run.optimizers:
         optimizer.state.clear()
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             if (name := names[id(parameter)]) in moments:
-                optimizer.state[parameter] = {k: _beside(parameter, k, v) for k, v in moments[name].items()}
-    sums = {full.partition(".")[2]: v for full, v in tensors.items() if full.startswith("average.")}
-    run.average = Average(sums={n: v.to(parameters[n].device) for n, v in sums.items()}, count=record["averaged"])
+                optimizer.state[parameter] = {
+                    k: _beside(parameter, k, part(name, v)) for k, v in moments[name].items()
+                }
+    sums = {name: tensors[f"average.{name}"] for name in parameters if f"average.{name}" in tensors}
+    sums = {name: part(name, value).to(parameters[name].device) for name, value in sums.items()}
+    run.average = Average(sums=sums, count=record["averaged"])
     run.position, run.passed, run.rate = position, record["passed"], record["rate"]
     run.line, run.log_bytes = record["line"], record["log_bytes"]
     run.placement.updated()
