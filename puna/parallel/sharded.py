@@ -68,16 +68,20 @@ def _stages(config: LlamaConfig, mesh: Mesh, dtype: torch.dtype) -> list[Stage]:
 def _shard(stage: Stage, mesh: Mesh, dtype: torch.dtype) -> None:
     """FSDP2: each layer is gathered as one, and what is outside the layers as another.
 
-    The layers' weights are gathered in `dtype`, which is what the products take anyway. In a pipeline they stay gathered
-    between forward and backward, as in Llama 3; else they are let go and gathered again.
+    The matrices of layers are gathered in `dtype`, which is what the products take anyway; the norms, on their own, and
+    what is outside the layers in float32, as one process has them. In a pipeline all stay gathered between forward and
+    backward, as in Llama 3; else a layer is let go and gathered again.
     """
+    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     low = None if dtype == torch.float32 else dtype
+    rounded = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     again = mesh.layout.pipeline == 1
     for block in stage.layers.values():
-        policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        fully_shard(block, mesh=mesh.weights, mp_policy=policy, reshard_after_forward=again)
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    fully_shard(stage, mesh=mesh.weights, mp_policy=policy, reshard_after_forward=False)
+        if low:
+            for norm in (block.attention_norm, block.ffn_norm):
+                fully_shard(norm, mesh=mesh.weights, mp_policy=exact, reshard_after_forward=again)
+        fully_shard(block, mesh=mesh.weights, mp_policy=rounded, reshard_after_forward=again)
+    fully_shard(stage, mesh=mesh.weights, mp_policy=exact, reshard_after_forward=False)
     for module in _sharded_modules(stage):
         module.set_gradient_divide_factor(1.0)  # sums: losses are already shares of the global mean
         module.set_force_sum_reduction_for_comms(True)
@@ -220,10 +224,11 @@ class Sharded:
         self.layout.check_model(self.config, T)
         index = local_index(T, self.layout.context, self.mesh.at["context"])
         tokens, targets, positions, weights = (
-            getattr(batch, name)[piece][:, index].to(self.device) for name in ("tokens", "targets", "positions", "weights")
+            getattr(batch, name)[piece][:, index].to(self.device)
+            for name in ("tokens", "targets", "positions", "weights")
         )
         attend = attend_across(batch.documents[piece].to(self.device), self.mesh.context_group)
-        return Tokens(tokens=tokens, targets=targets, positions=positions, weights=weights * share, attend=attend)
+        return Tokens(tokens=tokens, targets=targets, positions=positions, weights=weights, share=share, attend=attend)
 
     def _counted(self, batches: Sequence[Any]) -> float:
         """The weight of all predicted tokens of the global batch."""

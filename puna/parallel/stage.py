@@ -24,7 +24,8 @@ class Tokens:
     tokens: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64
     positions: Tensor  # (B, T) int64, from 0 in each document
-    weights: Tensor  # (B, T) float32: how much each prediction counts in the mean of the global batch
+    weights: Tensor  # (B, T) float32: how much each prediction counts
+    share: float  # of a prediction of weight 1 in the mean of the global batch
     attend: Attend
 
 
@@ -48,7 +49,7 @@ class Stage(nn.Module):
         return "tok_embeddings.weight" if self.config.tied and name == "output.weight" else name
 
     def forward(self, x: Tensor, rows: Tokens) -> Tensor:
-        """The residual stream after the layers, or of the last stage the weighted sum of the losses.
+        """The residual stream after the layers, or of the last stage the share of its tokens in the mean loss.
 
         `x` is the residual stream (B, T, D), of which tensor ranks hold parts of T; of the first stage the tokens.
         """
@@ -58,7 +59,7 @@ class Stage(nn.Module):
             rotation = rope_rotation(self.config, rows.positions)
             for layer in self.layers.values():
                 x = layer(x, rotation, rows.attend)
-            return self._loss(self.norm(x), rows) if self.is_last else x
+            return self._loss(self.norm(x), rows) * rows.share if self.is_last else x
 
     def _loss(self, hidden: Tensor, rows: Tokens) -> Tensor:
         targets, weights = rows.targets.flatten(), rows.weights.flatten()

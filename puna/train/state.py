@@ -119,9 +119,7 @@ def fill(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         optimizer.state.clear()
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             if (name := names[id(parameter)]) in moments:
-                optimizer.state[parameter] = {
-                    k: _beside(parameter, k, part(name, v)) for k, v in moments[name].items()
-                }
+                optimizer.state[parameter] = {k: _beside(parameter, k, part(name, v)) for k, v in moments[name].items()}
     sums = {name: tensors[f"average.{name}"] for name in parameters if f"average.{name}" in tensors}
     sums = {name: part(name, value).to(parameters[name].device) for name, value in sums.items()}
     run.average = Average(sums=sums, count=record["averaged"])

@@ -29,10 +29,10 @@ from puna.train.settings import TrainConfig
 CONFIG = TrainConfig(
     lm=LmObjective(sequence_length=32, rows=8, validation_rows=8),
     model=dataclasses.replace(TOY, n_layers=4),
-    steps=10,
+    steps=8,
     schedule=Schedule(peak=3e-3, warmup_steps=3, averaged=2),
     save_every_steps=4,
-    validate_every_steps=5,
+    validate_every_steps=4,
     threads=1,
 )
 STOP = 4  # steps after which a run is broken off
