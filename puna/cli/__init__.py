@@ -18,7 +18,7 @@ from typing import Any
 
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
-from puna.cli import checkpoints, measuring
+from puna.cli import checkpoints, measuring, pretraining
 from puna.cli.paths import model_path
 from puna.errors import ConfigError, PunaError
 
@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     _add_stage(commands)
     checkpoints.add(commands, _add)
     measuring.add(commands, _add)
+    pretraining.add(commands, _add)
     return top
 
 
