@@ -17,6 +17,7 @@ PAGES = [
         "docs/checkpoints.md",
         "docs/tour.md",
         "docs/engine.md",
+        "docs/parallel.md",
         "docs/architecture.md",
     )
 ]

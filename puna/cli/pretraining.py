@@ -30,9 +30,9 @@ def add(commands: Any, add_command: Add) -> None:
         "Train a model from random weights, in one process or in many.",
         """examples:
   puna pretrain run.json --data out/tokens --tokenizer out/tokenizer --out out/base
-  torchrun --nproc-per-node 8 -m puna.cli pretrain 1b --layout tensor=2 shard=4 --data out/tokens \\
-      --tokenizer out/tokenizer --out out/base lm.sequence_length=4096 steps=1000
-  puna pretrain 405b --layout tensor=8 pipeline=16 shard=128 --dry-run lm.rows=2048
+  torchrun --nproc-per-node 8 -m puna.cli pretrain 1b lm.sequence_length=4096 steps=1000 \\
+      --layout tensor=2 shard=4 --data out/tokens --tokenizer out/tokenizer --out out/base
+  puna pretrain 405b lm.rows=2048 --layout tensor=8 pipeline=16 shard=128 --dry-run
 
 A layout says how many ways the run is split: tensor, context, pipeline, shard, replicate; also sequence_parallel,
 stages_per_rank, microbatches, in_flight, layers_per_stage. The product of the first five is the number of processes.
@@ -54,7 +54,9 @@ def _pretrain(options: argparse.Namespace) -> int:
         print("\n".join(dry_run(settings)))
         return 0
     for name in ("data", "tokenizer", "out"):
-        require(bool(getattr(options, name)), f"--{name} is not given", hint=f"say where with --{name} PATH, or --dry-run")
+        require(
+            bool(getattr(options, name)), f"--{name} is not given", hint=f"say where with --{name} PATH, or --dry-run"
+        )
     from puna.train.processes import first, train_together
 
     data = [artifacts.load(path, "tokens") for path in options.data]
@@ -79,7 +81,9 @@ def _settings(options: argparse.Namespace) -> "TrainConfig":
         try:
             given = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not JSON: {error}", hint="`puna stage train --settings` shows the form") from None
+            raise ConfigError(
+                f"{path} is not JSON: {error}", hint="`puna stage train --settings` shows the form"
+            ) from None
         settings = config.from_json(TrainConfig, given)
     else:
         settings = _of_size(size(options.what))
@@ -139,11 +143,8 @@ def _held(shape: LlamaConfig, layout: Layout, sequence_length: int, rows: int) -
     from puna.planner.memory import memory_per_rank, rank_parameters, sharded
     from puna.planner.work import Work
 
-    # what the trainer does: products in bfloat16 by autocast, nothing fused, attention with a written-out mask
-    work = Work(
-        sequence_length=sequence_length, rows=rows, autocast=True, compiled=False, chunked_loss=True,
-        masked=True, attention="plain",
-    )  # fmt: skip
+    # what the trainer does: products in bfloat16 by autocast, nothing fused, nothing recomputed
+    work = Work(sequence_length=sequence_length, rows=rows, autocast=True, compiled=False, chunked_loss=True)
     lines = ["", "memory of a rank, GB"]
     for rank, count in _alike(shape, layout).items():
         kinds = memory_per_rank(shape, layout, work, rank)
