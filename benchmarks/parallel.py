@@ -1,8 +1,9 @@
 """Does every layout compute the same? Loss and gradients of many layouts beside those of one process: a parity matrix.
 
     python benchmarks/parallel.py                all layouts on up to 8 processes; writes benchmarks/results and the table
-    python benchmarks/parallel.py --worlds 2 4   only layouts of 2 and 4 processes; writes nothing
-    python benchmarks/parallel.py --few          a handful, which the tests run
+    python benchmarks/parallel.py --missing --seconds 400   what the day's results lack, for so long
+    python benchmarks/parallel.py --worlds 2 4   only layouts of 2 and 4 processes, without portability
+    python benchmarks/parallel.py --few          a handful, which the tests run; writes nothing
 
 Each world size is one set of real processes on gloo, which goes through all its layouts. The reference is the plain model
 in one process. A difference is the largest of a tensor beside the largest number of the reference's tensor; the worst
@@ -28,7 +29,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,15 @@ from puna.model.checkpoint import save_model
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
 from puna.parallel.layout import Layout
+from puna.parallel.placement import Cut
 from puna.parallel.sharded import place
 from puna.train.objectives.rows import Rows, next_token_loss
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 2e-5  # of loss, norm and gradients, relative: the order of float32 sums
 TOLERANCE_BF16 = 0.05  # where products have 8 bits
+DATE = datetime.date.today().isoformat()
+RESULTS = ROOT / "benchmarks" / "results" / f"parallel-{DATE}.json"
 ROWS, TOKENS = 16, 64  # of the global batch
 SEED = 7
 
@@ -308,10 +312,24 @@ def hand_over(layout: Layout, before: Path | None, after: Path, folder: Path) ->
         held |= {f"{k}.{name}": placed.part(name, stored[f"{k}.{name}"]) for name in named for k in kinds}
     whole = dict(placed.join(held.items()))
     model = placed.whole()
+    save_file({name: piece.contiguous() for name, piece in placed.pieces(held)[0].items()}, f"{after}-{placed.rank}")
+    cuts: list[Any] = [None] * layout.world
+    dist.all_gather_object(cuts, placed.pieces(held)[1])
     if placed.rank == 0:
+        assert together(after, cuts, whole), f"the pieces of {layout} do not make the whole"
         save_file(whole, after)
         save_model(model, None, folder)
     return len(whole)
+
+
+def together(after: Path, cuts: list[Cut], whole: dict[str, Tensor]) -> bool:
+    """Whether the ranks' pieces, each at its place, make the whole tensors, and leave nothing out."""
+    found = {name: torch.full_like(tensor, float("nan")) for name, tensor in whole.items()}
+    for rank, cut in enumerate(cuts):
+        for name, piece in load_file(f"{after}-{rank}").items():
+            _, start = cut.get(name, (None, (0,) * piece.ndim))
+            found[name][tuple(slice(s, s + n) for s, n in zip(start, piece.shape, strict=True))] = piece
+    return all(torch.equal(found[name], whole[name]) for name in whole)
 
 
 def portability() -> list[dict[str, Any]]:
@@ -342,12 +360,21 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def todays() -> dict[str, Any]:
+    """The day's results so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": [], "portability": []}
+
+
 def write(results: list[dict[str, Any]], moved: list[dict[str, Any]]) -> None:
-    """The dated result, and the table in docs/parallel.md."""
-    date = datetime.date.today().isoformat()
-    record = {"date": date, "torch": torch.__version__, "machine": platform.processor() or platform.machine()}
-    record |= {"tolerance": TOLERANCE, "tolerance_bf16": TOLERANCE_BF16, "cases": results, "portability": moved}
-    (ROOT / "benchmarks" / "results" / f"parallel-{date}.json").write_text(json.dumps(record, indent=1) + "\n")
+    """Add to the day's results, and make the table in docs/parallel.md of them."""
+    earlier = todays()
+    cells = {(r["layout"], r["variant"]): r for r in (*earlier["cases"], *results)}
+    order = [(str(case.layout), case.variant) for case in cases()]
+    results = [cells[key] for key in order if key in cells]
+    record = {"date": DATE, "torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+    record |= {"tolerance": TOLERANCE, "tolerance_bf16": TOLERANCE_BF16, "cases": results}
+    record["portability"] = moved or earlier["portability"]
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     page = ROOT / "docs" / "parallel.md"
     begin, end = "<!-- table: benchmarks/parallel.py -->\n", "<!-- end of table -->"
     before, _, rest = page.read_text().partition(begin)
@@ -357,23 +384,35 @@ def write(results: list[dict[str, Any]], moved: list[dict[str, Any]]) -> None:
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--worlds", type=int, nargs="+", default=[], help="only layouts of so many processes")
-    options.add_argument("--few", action="store_true", help="only the handful that the tests run")
-    options.add_argument(
-        "--no-portability", action="store_true", help="leave out saving on one layout, loading on another"
-    )
+    options.add_argument("--few", action="store_true", help="only the handful that the tests run; writes nothing")
+    options.add_argument("--dry", action="store_true", help="write nothing")
+    options.add_argument("--missing", action="store_true", help="only cases that the day's results lack")
+    options.add_argument("--seconds", type=float, default=float("inf"), help="start nothing more after so many")
     given = options.parse_args()
+    writes, began = not (given.few or given.dry), time.monotonic()
+    done = {(r["layout"], r["variant"]) for r in todays()["cases"]} if given.missing else set()
     matrix = [c for c in (FEW if given.few else cases()) if not given.worlds or c.layout.world in given.worlds]
+    matrix = [c for c in matrix if (str(c.layout), c.variant) not in done]
+    moved = portability() if writes and not given.worlds and not (given.missing and todays()["portability"]) else []
     results = []
-    for world in sorted({c.layout.world for c in matrix}):
-        results += in_processes(world, measure_all, [c for c in matrix if c.layout.world == world])[0]
-    moved = [] if given.no_portability or given.few or given.worlds else portability()
+    for world, group in groups(matrix):
+        if time.monotonic() - began < given.seconds:
+            found = in_processes(world, measure_all, group)[0]
+            results += found
+            if writes:
+                write(found, moved)
     bad = [r for r in results if not holds(r)] + [m for m in moved if not (m["equal"] and m["same_folder"])]
-    if not given.few and not given.worlds:
-        write(results, moved)
-    largest = max(r["gradients"] for r in results if r["tolerance"] == TOLERANCE)
+    largest = max((r["gradients"] for r in results if r["tolerance"] == TOLERANCE), default=0.0)
     counts = {"cases": len(results), "layouts": len({r["layout"] for r in results}), "bad": bad, "largest": largest}
     print(json.dumps(counts))
     return 1 if bad else 0
+
+
+def groups(matrix: list[Case]) -> Iterator[tuple[int, list[Case]]]:
+    """Cases of one world size, a dozen at a time: what one set of processes goes through."""
+    for world in sorted({case.layout.world for case in matrix}):
+        ours = [case for case in matrix if case.layout.world == world]
+        yield from ((world, ours[i : i + 12]) for i in range(0, len(ours), 12))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ What is averaged: the loss of a step is the mean over every unit of its *global*
 all micro-batches and all ranks that hold data. So each backward pass scales a micro-batch's mean by its share.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+Cut = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # name -> shape of the whole, and where the piece begins
 
 
 class Batch(Protocol):
@@ -79,8 +81,13 @@ class Placement(Protocol):
         """Whole tensors on rank 0 from the parts of all ranks; on the others nothing. All run it to its end."""
         ...
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """What this rank holds of a whole tensor that lies as the parameter `name` does: its moments, its average."""
+    def part(self, name: str, given: Tensor) -> Tensor:
+        """What this rank holds of a tensor that lies as the parameter `name` does (a moment of it, its average), as the
+        parameter does: from the whole tensor, or from this rank's piece of it."""
+        ...
+
+    def pieces(self, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cut]:
+        """What this rank holds, as plain tensors that share memory, and which of them are pieces of larger ones."""
         ...
 
     def most(self, value: int) -> int:

@@ -5,7 +5,7 @@ ranks that have other tokens but the same weights, and fills its parts (`weights
 micro-batches are a loop, or a pipeline's schedule (`pipeline.py`). All sums of gradients are in float32.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from puna.parallel.context import attend_across, local_index
 from puna.parallel.layout import Layout
 from puna.parallel.mesh import Mesh
 from puna.parallel.pipeline import Pipeline
+from puna.parallel.placement import Cut
 from puna.parallel.stage import Stage, Tokens
-from puna.parallel.weights import Named, distributed, fill, first_weights, join, local, part
+from puna.parallel.weights import Named, distributed, fill, first_weights, join, local, part, start
 
 
 def place(
@@ -177,12 +178,25 @@ class Sharded:
         """Whole tensors, on rank 0, from the parts of all ranks. To be run to its end by all ranks together."""
         return join(named, self.mesh)
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """What this rank holds of a whole tensor that lies as the parameter `name` does (a moment of it, say)."""
+    def part(self, name: str, given: Tensor) -> Tensor:
+        """What this rank holds of a tensor that lies as the parameter `name` does, from the whole or from its piece."""
         own_name, parameter = next((own, p) for own, p in self._parameters() if self._model_name(own) == name)
-        if whole.shape != parameter.shape:
-            return whole  # a step count is no part of anything
-        return distributed(part(whole, own_name, self.mesh).to(self.device, copy=True), parameter)
+        if given.shape == local(parameter).shape:
+            own = given
+        elif given.shape == parameter.shape:
+            own = part(given, own_name, self.mesh)
+        else:
+            return given  # a step count is no part of anything
+        return distributed(own.to(self.device, copy=True), parameter)
+
+    def pieces(self, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cut]:
+        """What this rank holds, as plain tensors, and of which whole each is a piece that begins where."""
+        cut = {
+            name: (tuple(tensor.shape), start(name, tuple(tensor.shape), self.mesh))
+            for name, tensor in named.items()
+            if local(tensor).shape != tensor.shape
+        }
+        return {name: local(tensor).detach() for name, tensor in named.items()}, cut
 
     def most(self, value: int) -> int:
         """The largest `value` of any rank."""

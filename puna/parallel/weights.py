@@ -59,6 +59,17 @@ def part(whole: Tensor, name: str, mesh: Mesh) -> Tensor:
     return rows[mesh.rows_rank] if mesh.rows_rank < len(rows) else whole[:0]
 
 
+def start(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...]:
+    """Where in a whole tensor of this shape the `part` of this rank begins. The name may have a prefix."""
+    found = [0] * len(shape)
+    rows, dimension, tensor = shape[0], cut_dimension(name), mesh.layout.tensor
+    if dimension is not None and tensor > 1:
+        found[dimension] = mesh.at["tensor"] * (shape[dimension] // tensor)
+        rows = rows // tensor if dimension == 0 else rows
+    found[0] += min(rows, mesh.rows_rank * -(-rows // mesh.rows))
+    return tuple(found)
+
+
 def local(tensor: Tensor) -> Tensor:
     """A rank's part of a distributed tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

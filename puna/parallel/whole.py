@@ -1,11 +1,11 @@
 """One process that holds the whole model: no communication, and the fastest a single machine has."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from puna.parallel.placement import Batch, Objective
+from puna.parallel.placement import Batch, Cut, Objective
 
 
 def products_in_bf16(device: torch.device) -> torch.autocast:
@@ -61,9 +61,13 @@ class Whole:
         """They are whole."""
         return named
 
-    def part(self, _name: str, whole: Tensor) -> Tensor:
+    def part(self, _name: str, given: Tensor) -> Tensor:
         """All of it."""
-        return whole
+        return given
+
+    def pieces(self, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cut]:
+        """Nothing is cut."""
+        return dict(named), {}
 
     def most(self, value: int) -> int:
         """There is one rank, and this is its."""
