@@ -296,7 +296,7 @@ class EvictionPolicy:
     points: float = 3.0
     window_s: float = 7 * 86_400.0
     most_share: float = 0.25  # of the nodes: more is not bad nodes but something else
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(POINTS))
+    weights: dict[str, float] = field(default_factory=lambda: dict(POINTS))
 
     def weigh(self, history: Iterable[tuple[float, str]], now_s: float) -> float:
         """The weight of a node's faults, given as (time, kind)."""

@@ -1,0 +1,31 @@
+"""Resilience: a run that detects, survives and accounts for faults by itself. docs/faults.md follows one through it.
+
+    guard        what the training loop talks to; everything below is behind it
+    image        a state as bytes, and the seal that vouches for it
+    memory       the memory tier: the last steps, out of a dying process's reach     sharing   ... and of a dying node's
+    durable      the durable tier: states on disk, checked, the newest valid one used
+    saver        both, beside the training
+    restore      which state a run goes on from
+    replicas     silent corruption: who holds a wrong number
+    signals      a run that is asked to end saves in the middle of a step
+    board        signs of life     watch     who hangs, and where     sentry    the watch, where torchrun starts the ranks
+    launcher     the command: keeps the two below alive
+    zygote       a process that has everything imported, and forks ranks
+    supervisor   starts ranks, watches them, starts them again
+    home         where a run's shared memory lies    peers     what ranks tell each other
+    nodes        what happened on which node, and who is left out
+    ledger       where every second went, and what each fault cost     goodput   ... as a page
+    inject       faults, on purpose
+
+The launcher, the zygote's protocol and the supervisor need no PyTorch, so nothing is imported here before it is used.
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Guard", "ResilienceConfig"):
+        from puna.train.resilience import guard
+
+        return getattr(guard, name)
+    raise AttributeError(name)

@@ -1,0 +1,181 @@
+"""Faults, on purpose: what the tests, the fault matrix and the soak do to a run.
+
+A plan is a file `faults.json` in the run's scratch: a list of {"kind", "step", "rank", ...}. A rank calls `at` at points
+of its step, and what is planned for it happens there, once: a mark on disk is made first, so that the same fault does
+not come again when the step is made again. Faults that come from outside (a signal, a damaged file) have functions of
+their own. The time of each is written to `injected.jsonl`, from which detection is measured.
+
+    kill    SIGKILL to itself                    stop    SIGSTOP to itself        hang   waits for ever
+    raise   an exception                         abort   os.abort                 oom    takes memory until it is killed
+    slow    `seconds` more in each of `steps`    flip    a bit of a gradient, after the ranks exchanged them
+    nan     the batch of one step, computed once or (with "stays") whenever that step comes
+"""
+
+import ctypes
+import json
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.artifacts import WORK
+
+PLAN, DONE = "faults.json", "injected.jsonl"
+KINDS = ("kill", "stop", "hang", "raise", "abort", "oom", "slow", "flip", "nan")
+
+_plan: list[dict[str, Any]] = []
+_folder = Path()
+
+
+def plan(out: Path, faults: list[dict[str, Any]]) -> None:
+    """Write the plan of a run that is not begun yet."""
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    (out / WORK / PLAN).write_text(json.dumps([{"id": number, **fault} for number, fault in enumerate(faults)]))
+
+
+def prepare(out: Path) -> None:
+    """Read the plan, in each rank. A run without one is left alone."""
+    global _plan, _folder
+    _folder = out / WORK
+    path = _folder / PLAN
+    _plan = json.loads(path.read_text()) if path.is_file() else []
+
+
+def happened(out: Path) -> list[dict[str, Any]]:
+    """The faults that came, each with the time `at` (monotonic seconds) and `wall`."""
+    path = out / WORK / DONE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def at(step: int, phase: str, model: torch.nn.Module) -> None:
+    """Called by a rank in `phase` of `step`: `compute` before its forward, `update` when gradients are exchanged."""
+    rank = int(os.environ.get("RANK", "0"))
+    for fault in _plan:
+        if fault["kind"] == "slow" and fault["rank"] == rank and phase == "compute":
+            if fault["step"] <= step < fault["step"] + fault.get("steps", 1 << 30):
+                time.sleep(fault["seconds"])
+        elif _is_due(fault, step, rank) and phase == fault.get("phase", _phase(fault["kind"])):
+            _mark(fault)
+            _do(fault, model)
+
+
+def spoil(step: int, batch: torch.Tensor) -> torch.Tensor:
+    """The step's batch, or NaN if that is planned."""
+    rank = int(os.environ.get("RANK", "0"))
+    for fault in _plan:
+        if fault["kind"] != "nan" or fault["rank"] != rank or fault["step"] != step:
+            continue
+        if fault.get("stays") or not _marked(fault):
+            _mark(fault)
+            return torch.full_like(batch, float("nan"))
+    return batch
+
+
+def _phase(kind: str) -> str:
+    return "update" if kind == "flip" else "compute"
+
+
+def _is_due(fault: dict[str, Any], step: int, rank: int) -> bool:
+    return (
+        fault["kind"] not in ("slow", "nan") and fault["rank"] == rank and fault["step"] == step and not _marked(fault)
+    )
+
+
+def _marked(fault: dict[str, Any]) -> bool:
+    return (_folder / f"injected-{fault['id']}").exists()
+
+
+def _mark(fault: dict[str, Any]) -> None:
+    (_folder / f"injected-{fault['id']}").touch()
+    note(_folder, fault)
+
+
+def note(folder: Path, fault: dict[str, Any]) -> None:
+    """Write down that a fault came."""
+    with (folder / DONE).open("a") as file:
+        file.write(json.dumps({**fault, "at": time.monotonic(), "wall": time.time()}) + "\n")
+
+
+def _do(fault: dict[str, Any], model: torch.nn.Module) -> None:
+    kind = fault["kind"]
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "hang":
+        hang()
+    elif kind == "raise":
+        raise RuntimeError("an exception, on purpose")
+    elif kind == "abort":
+        os.abort()
+    elif kind == "oom":
+        exhaust_memory()
+    elif kind == "flip":
+        flip_gradient(model, random.Random(fault["id"]))
+
+
+def hang() -> None:
+    """Wait for what never comes, with the heart beating on."""
+    while True:
+        time.sleep(3600)
+
+
+def exhaust_memory() -> None:
+    """Take memory until the kernel kills this process, as it does when a cgroup's memory is spent.
+
+    Where no cgroup can be made, a limit of the address space makes the allocation fail instead, which is an exception.
+    """
+    if not _confine_memory(256 << 20):
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    hoard = []
+    while True:
+        hoard.append(torch.ones(8 << 20))
+
+
+def _confine_memory(most_bytes: int) -> bool:
+    """Put this process into a cgroup with so much memory; False where that is not allowed."""
+    for base, limit in (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
+        try:
+            group = Path(base) / f"puna-{os.getpid()}"
+            if (Path(base) / "cgroup.procs").exists():
+                group.mkdir()
+                (group / limit).write_text(str(most_bytes))
+                (group / "cgroup.procs").write_text(str(os.getpid()))
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def flip_gradient(model: torch.nn.Module, draw: random.Random) -> None:
+    """Flip one bit of one gradient."""
+    gradient = draw.choice([p.grad for p in model.parameters() if p.grad is not None]).view(-1)
+    bits = gradient.view(torch.int32)
+    place = draw.randrange(bits.numel())
+    bits[place] ^= 1 << draw.randrange(8, 31)  # a bit that the update does not round away
+
+
+def flip_file_bit(path: Path, draw: random.Random) -> int:
+    """Flip one bit of a file; its number."""
+    bit = draw.randrange(path.stat().st_size * 8)
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ (1 << bit % 8)]))
+    return bit
+
+
+def truncate_file(path: Path, draw: random.Random) -> None:
+    """Cut a file somewhere."""
+    os.truncate(path, draw.randrange(path.stat().st_size))
+
+
+def hold_the_interpreter(seconds: float) -> None:
+    """Keep Python's lock in C code: no thread of this process runs, not even its heart."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))

@@ -1,0 +1,85 @@
+"""What the ranks of a run tell each other about its safety: small plain values, over a group of its own.
+
+The group is gloo's, on the CPU, also where training speaks NCCL: so a question can be asked while the GPUs are busy, and
+its answer does not depend on them.
+"""
+
+import datetime
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+
+@dataclass(kw_only=True)
+class Peers:
+    """A rank's place in the run. Ranks with the same `part` hold equal tensors: they are its replicas."""
+
+    rank: int = 0
+    world: int = 1
+    part: int = 0
+    parts: int = 1
+    replica: int = 0
+    replicas: int = 1
+
+    def __post_init__(self) -> None:
+        self.node = node_name()
+        self.group = dist.new_group(backend="gloo") if self.world > 1 else None
+        self.nodes = self.gather(self.node)
+
+    @classmethod
+    def replicated(cls) -> "Peers":
+        """Pure data parallelism over the default group, or a single process: every rank holds everything."""
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return cls(rank=rank, world=world, replica=rank, replicas=world)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's `value`, by rank. Every rank must call it."""
+        if self.group is None:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    @property
+    def first_on_node(self) -> bool:
+        """Is this the first of its part's replicas on this node? That one keeps images there."""
+        return not any(
+            part == self.part and node == self.node for part, node in zip(self.all_parts[: self.rank], self.nodes)
+        )
+
+    @property
+    def all_parts(self) -> list[int]:
+        """Rank -> part."""
+        if not hasattr(self, "_all_parts"):
+            self._all_parts = self.gather(self.part)
+        return self._all_parts
+
+    def neighbour(self) -> tuple[int, int] | None:
+        """(to, from): the ranks with which images are exchanged so that a lost node takes none along.
+
+        None where all is on one node, or where another node has a replica of every part anyway.
+        """
+        places = {(part, node) for part, node in zip(self.all_parts, self.nodes)}
+        alone = any(len({node for p, node in places if p == part}) == 1 for part in range(self.parts))
+        if len(set(self.nodes)) == 1 or not alone:
+            return None
+        stride = self.nodes.count(self.nodes[0])  # ranks of a node are consecutive
+        return (self.rank + stride) % self.world, (self.rank - stride) % self.world
+
+
+def node_name() -> str:
+    """What this machine is called: PUNA_NODE, or the host's name."""
+    return os.environ.get("PUNA_NODE") or socket.gethostname()
+
+
+def meet(timeout_s: float = 600.0) -> None:
+    """Join the default process group, as the launcher or torchrun says where. Nothing is done in a run of one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    where = os.environ.get("PUNA_RENDEZVOUS", "env://")
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    timeout = datetime.timedelta(seconds=timeout_s)
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world, timeout=timeout)

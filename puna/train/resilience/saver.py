@@ -1,0 +1,100 @@
+"""Saving beside the training: one thread copies into memory, another from memory to disk.
+
+The tensors of a state do not change between two updates, so copying them overlaps with the next step's forward and
+backward; only the update waits for its end (`settle`). Disk is slower by far, and nobody waits for it, unless all slots
+are taken when a durable state is due.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from puna import log
+from puna.train.resilience.durable import DurableTier
+from puna.train.resilience.image import Seal, Snapshot
+from puna.train.resilience.memory import MemoryTier
+from puna.train.resilience.sharing import Sharing
+
+
+class Saver:
+    """The two threads. `report` is told what was saved, and what could not be."""
+
+    def __init__(
+        self, memory: MemoryTier, durable: DurableTier, report: Callable[..., None], sharing: Sharing | None = None
+    ):
+        self.memory, self.durable, self.report, self.sharing = memory, durable, report, sharing
+        self.newest: tuple[int, Seal] | None = None  # slot and seal of the last copy
+        self.failure: BaseException | None = None  # of copying: no memory left
+        self._copying: threading.Thread | None = None
+        self._queue: queue.Queue[tuple[int, Seal] | None] = queue.Queue()
+        self._writer = threading.Thread(target=self._write_all, name="durable", daemon=True)
+        self._writer.start()
+
+    def start(self, snapshot: Snapshot, *, must: bool = False) -> None:
+        """Begin to copy `snapshot`. With `must`, wait for a slot rather than leave it out."""
+        self.settle()
+        if must:
+            self._await_slot()
+        self._copying = threading.Thread(target=self._copy, args=(snapshot,), name="memory")
+        self._copying.start()
+
+    def settle(self) -> None:
+        """Wait until the copy is whole: before any tensor of it may change. Raises what went wrong with it."""
+        if self._copying is not None:
+            self._copying.join()
+            self._copying = None
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+    def publish(self, slot: int, seal: Seal) -> None:
+        """Bring a slot to the disk, beside the training."""
+        with self.memory.lock:
+            self.memory.busy.add(slot)
+        self._queue.put((slot, seal))
+
+    def publish_now(self, slot: int, seal: Seal) -> None:
+        """Bring a slot to the disk and wait for it: before leaving."""
+        self.durable.save(seal, self.memory.image_path(slot))
+
+    def drain(self) -> None:
+        """Wait until all is on disk that was published."""
+        self.settle()
+        self._queue.join()
+
+    def _copy(self, snapshot: Snapshot) -> None:
+        started = time.perf_counter()
+        try:
+            self.newest = self.memory.save(snapshot)
+            if self.sharing is not None:
+                self.sharing.send(self.memory, self.newest)
+        except BaseException as failure:
+            self.failure = failure
+            return
+        self.report("memory", step=snapshot.step, seconds=time.perf_counter() - started, kept=self.newest is not None)
+
+    def _await_slot(self) -> None:
+        while len(self.memory.busy) >= 2:
+            time.sleep(0.005)
+
+    def _write_all(self) -> None:
+        while True:
+            slot, seal = self._queue.get()
+            self._write(slot, seal)
+            with self.memory.lock:
+                self.memory.busy.discard(slot)
+            self._queue.task_done()
+
+    def _write(self, slot: int, seal: Seal) -> None:
+        started = time.perf_counter()
+        try:
+            complete = self.durable.save(seal, self.memory.image_path(slot))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            log.warn(
+                f"step {seal.step} could not be saved on disk: {reason}; training goes on, trying at the next save"
+            )
+            self.report("save_failed", step=seal.step, why=reason)
+            return
+        self.report("durable", step=seal.step, seconds=time.perf_counter() - started, complete=complete)

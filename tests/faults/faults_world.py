@@ -1,0 +1,119 @@
+"""A small data-parallel training for fault tests: a two-layer network on gloo processes, with the guard of the real loop.
+
+Batches are a function of the sample index alone. Faults come from `inject`, so the training code is the same with and
+without them. It writes its last weights, and which samples it trained on, where the test reads them.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from puna import config
+from puna.errors import PunaError
+from puna.train.resilience import inject
+from puna.train.resilience.guard import Guard
+from puna.train.resilience.peers import Peers, meet
+from puna.train.resilience.settings import ResilienceConfig
+
+ROWS = 8  # per rank and step
+
+
+class Run:
+    """What the guard sees of a training."""
+
+    def __init__(self, width: int):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 1))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
+        self.step, self.consumed, self.rate = 0, 0, 1.0
+
+
+def capture(run: Run):
+    tensors = {f"model.{name}": p.detach() for name, p in run.model.named_parameters()}
+    for index, moments in run.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+    return tensors, {"consumed": run.consumed, "rate": run.rate}
+
+
+@torch.no_grad()
+def fill(run: Run, tensors, record) -> None:
+    for name, parameter in run.model.named_parameters():
+        parameter.copy_(tensors[f"model.{name}"])
+    moments: dict[int, dict] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value.clone()
+    run.optimizer.load_state_dict({"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]})
+    run.consumed, run.rate = record["consumed"], record["rate"]
+
+
+def batch(first: int, rank: int, world: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = []
+    for row in range(ROWS):
+        generator = torch.Generator().manual_seed(first + rank + row * world)
+        rows.append(torch.randn(16, generator=generator))
+    x = torch.stack(rows)
+    return x, x.sin().sum(1, keepdim=True)
+
+
+def gradients(run: Run, guard: Guard, rank: int, world: int) -> tuple[float, float]:
+    guard.beat(run.step, "compute")
+    inject.at(run.step, "compute", run.model)
+    x, y = batch(run.consumed, rank, world)
+    x = inject.spoil(run.step, x)
+    run.optimizer.zero_grad()
+    loss = (run.model(x) - y).square().mean()
+    loss.backward()
+    flat = torch.cat([p.grad.reshape(-1) for p in run.model.parameters()] + [loss.detach().reshape(1)])
+    guard.beat(run.step, "reduce")
+    if world > 1:
+        dist.all_reduce(flat)
+    flat /= world
+    place = 0
+    for p in run.model.parameters():
+        p.grad.copy_(flat[place : place + p.numel()].view_as(p))
+        place += p.numel()
+    guard.beat(run.step, "update")
+    inject.at(run.step, "update", run.model)
+    return flat[-1].item(), nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
+
+
+def train(*, out: str, steps: int, settings: dict, width: int = 32, pause_s: float = 0.0) -> None:
+    """One rank."""
+    torch.set_num_threads(1)
+    meet()
+    peers = Peers.replicated()
+    run = Run(width)
+    guard = Guard(config.from_json(ResilienceConfig, settings), Path(out), capture, fill, peers=peers)
+    guard.restore(run)
+    inject.prepare(Path(out))
+    while run.step < steps or not guard.settled(run):
+        loss, norm = gradients(run, guard, peers.rank, peers.world)
+        time.sleep(pause_s)
+        verdict = guard.judge(run, loss, norm)
+        if verdict.action == "again":
+            continue
+        if verdict.action in ("roll_back", "lower_rate"):
+            run.rate = verdict.rate
+            guard.roll_back(run, verdict)
+            continue
+        if verdict.action == "go":
+            for group in run.optimizer.param_groups:
+                group["lr"] = 3e-3 * run.rate
+            run.optimizer.step()
+        run.step += 1
+        run.consumed += ROWS * peers.world
+        guard.after_step(run, made=verdict.action == "go")
+    if peers.rank == 0:
+        torch.save(run.model.state_dict(), Path(out) / "final.pt")
+        (Path(out) / "final.json").write_text(json.dumps({"consumed": run.consumed, "rate": run.rate}))
+    guard.finished()
+
+
+def complain(*, out: str) -> None:
+    raise PunaError("the data is not there", hint="give data that exists")
