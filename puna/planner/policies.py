@@ -80,7 +80,7 @@ class Verdict:
 
     action: Literal["go", "again", "skip", "roll_back", "lower_rate", "stop"] = "go"
     to: int = 0  # steps; for roll_back and lower_rate
-    skip_samples: int = 0  # set by whoever knows the batch sizes
+    pass_over: bool = True  # the data since then is at fault and not read again; False: a machine was
     rate: float = 1.0  # of all lowerings so far
     why: str = ""
 

@@ -3,29 +3,23 @@
 The loop says where it is (`beat`), asks whether a step's numbers are sound (`judge`), and tells when a step is done
 (`after_step`); it never knows how states are kept, who watches, or what a fault costs. `PlainGuard` is the guard of a
 process without a supervisor: states on disk, Ctrl-C and SIGTERM save first, a number that is not finite stops the run.
+Under a supervisor, or torchrun, it is `resilience.guard.Guard`, which does all the rest. Both keep the same states.
 """
 
 import math
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from puna import log
+from puna.artifacts import WORK
 from puna.errors import PunaError
-from puna.train import saving
+from puna.planner.policies import Verdict
+from puna.train import saving, state
+from puna.train.resilience.home import is_supervised
 from puna.train.state import Run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What is to be done with a step whose gradients are there and whose update is not made yet."""
-
-    action: Literal["go", "again", "skip", "roll_back", "lower_rate", "stop"] = "go"
-    to: int = 0  # steps, of the state to go back to at most; for roll_back and lower_rate
-    rate: float = 1.0  # factor of the learning rate, of all lowerings so far
-    why: str = ""
 
 
 class Guard(Protocol):
@@ -49,6 +43,10 @@ class Guard(Protocol):
 
     def after_step(self, run: Run) -> None:
         """A step is done: save as the policy says. Raises `KeyboardInterrupt` when the run is to end, after saving."""
+        ...
+
+    def settle(self) -> Verdict:
+        """Is the last step of all sound, too? Go, or roll back."""
         ...
 
     def finished(self) -> None:
@@ -98,8 +96,25 @@ class PlainGuard:
         if stopping:
             raise KeyboardInterrupt
 
+    def settle(self) -> Verdict:
+        return Verdict()
+
     def finished(self) -> None:
         """Nothing to tell anybody."""
+
+
+def guard_of(run: Run) -> Guard:
+    """The guard for this process."""
+    work, settings = run.out / WORK, run.config.resilience
+    if not is_supervised():
+        return PlainGuard(work, run.config.save_every_steps)
+    from puna.train.resilience.guard import Guard as WatchedGuard
+    from puna.train.resilience.peers import Peers
+
+    save = replace(settings.save, every_steps=run.config.save_every_steps)
+    layout = str(getattr(run.placement, "layout", ""))
+    peers = Peers.of(run.placement)
+    return WatchedGuard(replace(settings, save=save), run.out, state.capture, state.fill, peers=peers, layout=layout)
 
 
 def stopped(step: int, verdict: Verdict) -> PunaError:

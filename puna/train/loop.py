@@ -30,7 +30,7 @@ from puna.model.checkpoint import load_model, save_model
 from puna.parallel.whole import products_in_bf16
 from puna.train import evaluations, hardware, ledger, speed
 from puna.train.data import Loader
-from puna.train.guard import Guard, PlainGuard, Verdict, stopped
+from puna.train.guard import Guard, Verdict, guard_of, stopped
 from puna.train.metrics import MetricsLog
 from puna.train.objectives.reward import RewardModel
 from puna.train.optimizers import optimizers
@@ -52,7 +52,7 @@ def train(
     """
     hardware.prepare(config.threads)
     run = begin(config, [data] if isinstance(data, Artifact) else data, tokenizer, base, out)
-    with PlainGuard(out / artifacts.WORK, config.save_every_steps) as guard, run.log:
+    with guard_of(run) as guard, run.log:
         try:
             go_on(run, guard)
             summary = run.log.summary()
@@ -103,7 +103,7 @@ def go_on(run: Run, guard: Guard) -> None:
     _forget_what_followed(run)
     with log.progress(run.out.name, total, unit="tokens", done=run.position.tokens) as bar:
         conclude(run, guard)  # a kill may have come between the last save and its evaluation
-        while not run.position.finished(run.phases):
+        while not _is_over(run, guard):
             before = run.position.tokens
             step(run, guard)
             guard.after_step(run)
@@ -111,6 +111,15 @@ def go_on(run: Run, guard: Guard) -> None:
             if run.line:
                 bar.note(speed.summary(run.line, run.phase))
             conclude(run, guard)
+
+
+def _is_over(run: Run, guard: Guard) -> bool:
+    if not run.position.finished(run.phases):
+        return False
+    verdict = guard.settle()
+    if verdict.action != "go":
+        _roll_back(run, guard, verdict, run.position.samples)
+    return verdict.action == "go"
 
 
 def step(run: Run, guard: Guard) -> None:
@@ -174,12 +183,13 @@ def conclude(run: Run, guard: Guard) -> None:
 
 
 def _roll_back(run: Run, guard: Guard, verdict: Verdict, stop: int) -> None:
-    """To an earlier state; what was learnt from since then, up to sample number `stop`, is passed over."""
+    """To an earlier state; if the data was at fault, all since then, up to sample number `stop`, is passed over."""
     failed = run.position.step
     if not guard.restore(run, verdict.to):
         raise DataError(f"step {failed}: {verdict.why}; there is no state to go back to", hint="lower schedule.peak")
-    log.warn(f"step {failed}: {verdict.why}; back to step {run.position.step}, other samples from there")
-    run.passed.append([run.position.samples, stop])
+    log.warn(f"step {failed}: {verdict.why}; back to step {run.position.step}")
+    if verdict.pass_over:
+        run.passed.append([run.position.samples, stop])
     run.rate = verdict.rate
     _forget_what_followed(run)
 

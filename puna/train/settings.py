@@ -11,6 +11,7 @@ from puna.train.objectives.reward import RewardObjective
 from puna.train.objectives.sft import SftObjective
 from puna.train.optimizers import OptimizerConfig
 from puna.train.phases import Phase
+from puna.train.resilience.settings import ResilienceConfig
 from puna.train.schedule import Course, Schedule
 
 Objective = LmObjective | SftObjective | DpoObjective | RewardObjective
@@ -35,6 +36,7 @@ class TrainConfig:
     threads: int = 0  # 0: PyTorch's choice
     layout: Layout = field(default_factory=Layout, metadata={"machine": True})  # over how many processes, and how
     save_every_steps: int = 50
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)  # for a run that is supervised
     validate_every_steps: int = 200
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ without them. It writes its last weights, and which samples it trained on, where
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch import nn
 
 from puna import config
 from puna.errors import PunaError
+from puna.planner.policies import Verdict
 from puna.train.resilience import inject
 from puna.train.resilience.guard import Guard
 from puna.train.resilience.peers import Peers, meet
@@ -29,14 +31,14 @@ class Run:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 1))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
-        self.step, self.consumed, self.rate = 0, 0, 1.0
+        self.position, self.consumed, self.rate = SimpleNamespace(step=0), 0, 1.0
 
 
 def capture(run: Run):
     tensors = {f"model.{name}": p.detach() for name, p in run.model.named_parameters()}
     for index, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-    return tensors, {"consumed": run.consumed, "rate": run.rate}
+    return tensors, {"step": run.position.step, "consumed": run.consumed, "rate": run.rate}
 
 
 @torch.no_grad()
@@ -49,6 +51,7 @@ def fill(run: Run, tensors, record) -> None:
             _, index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = value.clone()
     run.optimizer.load_state_dict({"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]})
+    run.position.step = record["step"]
     run.consumed, run.rate = record["consumed"], record["rate"]
 
 
@@ -62,15 +65,15 @@ def batch(first: int, rank: int, world: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def gradients(run: Run, guard: Guard, rank: int, world: int) -> tuple[float, float]:
-    guard.beat(run.step, "compute")
-    inject.at(run.step, "compute", run.model)
+    guard.beat(run.position.step, "compute")
+    inject.at(run.position.step, "compute", run.model)
     x, y = batch(run.consumed, rank, world)
-    x = inject.spoil(run.step, x)
+    x = inject.spoil(run.position.step, x)
     run.optimizer.zero_grad()
     loss = (run.model(x) - y).square().mean()
     loss.backward()
     flat = torch.cat([p.grad.reshape(-1) for p in run.model.parameters()] + [loss.detach().reshape(1)])
-    guard.beat(run.step, "reduce")
+    guard.beat(run.position.step, "reduce")
     if world > 1:
         dist.all_reduce(flat)
     flat /= world
@@ -78,9 +81,25 @@ def gradients(run: Run, guard: Guard, rank: int, world: int) -> tuple[float, flo
     for p in run.model.parameters():
         p.grad.copy_(flat[place : place + p.numel()].view_as(p))
         place += p.numel()
-    guard.beat(run.step, "update")
-    inject.at(run.step, "update", run.model)
+    guard.beat(run.position.step, "update")
+    inject.at(run.position.step, "update", run.model)
     return flat[-1].item(), nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
+
+
+def roll_back(run: Run, guard: Guard, verdict: Verdict) -> None:
+    consumed = run.consumed + ROWS * guard.peers.world
+    assert guard.restore(run, verdict.to)
+    if verdict.pass_over:
+        run.consumed, run.rate = consumed, verdict.rate
+
+
+def over(run: Run, guard: Guard, steps: int) -> bool:
+    if run.position.step < steps:
+        return False
+    verdict = guard.settle()
+    if verdict.action != "go":
+        roll_back(run, guard, verdict)
+    return verdict.action == "go"
 
 
 def train(*, out: str, steps: int, settings: dict, width: int = 32, pause_s: float = 0.0) -> None:
@@ -89,30 +108,37 @@ def train(*, out: str, steps: int, settings: dict, width: int = 32, pause_s: flo
     meet()
     peers = Peers.replicated()
     run = Run(width)
-    guard = Guard(config.from_json(ResilienceConfig, settings), Path(out), capture, fill, peers=peers)
-    guard.restore(run)
-    inject.prepare(Path(out))
-    while run.step < steps or not guard.settled(run):
+    with Guard(config.from_json(ResilienceConfig, settings), Path(out), capture, fill, peers=peers) as guard:
+        guard.restore(run)
+        inject.prepare(Path(out))
+        while not over(run, guard, steps):
+            step(run, guard, pause_s)
+        if peers.rank == 0:
+            torch.save(run.model.state_dict(), Path(out) / "final.pt")
+            (Path(out) / "final.json").write_text(json.dumps({"consumed": run.consumed, "rate": run.rate}))
+        guard.finished()
+
+
+def step(run: Run, guard: Guard, pause_s: float) -> None:
+    number, peers = run.position.step, guard.peers
+    guard.beat(number, "data")
+    verdict = Verdict(action="again")
+    while verdict.action == "again":
         loss, norm = gradients(run, guard, peers.rank, peers.world)
         time.sleep(pause_s)
-        verdict = guard.judge(run, loss, norm)
-        if verdict.action == "again":
-            continue
-        if verdict.action in ("roll_back", "lower_rate"):
-            run.rate = verdict.rate
-            guard.roll_back(run, verdict)
-            continue
-        if verdict.action == "go":
-            for group in run.optimizer.param_groups:
-                group["lr"] = 3e-3 * run.rate
-            run.optimizer.step()
-        run.step += 1
-        run.consumed += ROWS * peers.world
-        guard.after_step(run, made=verdict.action == "go")
-    if peers.rank == 0:
-        torch.save(run.model.state_dict(), Path(out) / "final.pt")
-        (Path(out) / "final.json").write_text(json.dumps({"consumed": run.consumed, "rate": run.rate}))
-    guard.finished()
+        verdict = guard.judge(number, loss, norm)
+    if verdict.action == "stop":
+        raise PunaError(f"step {number}: {verdict.why}")
+    if verdict.action in ("roll_back", "lower_rate"):
+        return roll_back(run, guard, verdict)
+    guard.beat(number, "update")
+    if verdict.action == "go":
+        for group in run.optimizer.param_groups:
+            group["lr"] = 3e-3 * run.rate
+        run.optimizer.step()
+    run.position.step += 1
+    run.consumed += ROWS * peers.world
+    guard.after_step(run)
 
 
 def complain(*, out: str) -> None:

@@ -104,7 +104,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_bits(world, base, tmp_pat
         process = start(world, LM, out)
         states = out / artifacts.WORK
         deadline = time.monotonic() + 60
-        while not any(states.glob("state-*")) and process.poll() is None and time.monotonic() < deadline:
+        while not any(states.glob("state-*/state.json")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.random() * 0.2)
         process.send_signal(signal_number)
@@ -119,11 +119,11 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_is_used(world, base, tm
     out = tmp_path / "run"
     process = start(world, replace(LM, save_every_steps=3), out)
     states = out / artifacts.WORK
-    while len(list(states.glob("state-????????"))) < 2 and process.poll() is None:
+    while len(list(states.glob("state-*/state.json"))) < 2 and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    newest = sorted(states.glob("state-????????"))[-1] / "tensors.safetensors"
+    newest = sorted(states.glob("state-??-????????"))[-1] / "part-0000.safetensors"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 4
     newest.write_bytes(data)
@@ -168,14 +168,14 @@ def test_sft_then_preferences_then_reward(world, base, tmp_path):
 
 
 def test_disk_full_while_saving_leaves_no_half_state(world, tmp_path, monkeypatch):
-    from puna.train import saving
+    from puna.train.resilience import durable
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr(durable.os, "fsync", full)
     with pytest.raises(OSError):
         train(LM, world.tokens, world.tokenizer, None, out=tmp_path / "full")
     monkeypatch.undo()
-    assert not list((tmp_path / "full" / artifacts.WORK).glob("state-????????"))
+    assert not list((tmp_path / "full" / artifacts.WORK).glob("state-??-????????"))
     assert train(LM, world.tokens, world.tokenizer, None, out=tmp_path / "full").kind == "checkpoint"

@@ -18,6 +18,7 @@ from puna.errors import ConfigError, PunaError
 from puna.model.checkpoint import load_model
 from puna.model.llama import Llama
 from puna.parallel.whole import Whole
+from puna.train import guard as guarding
 from puna.train import ledger, loop
 from puna.train.data import Loader, micro_batches, share_of
 from puna.train.guard import PlainGuard, Verdict
@@ -206,7 +207,7 @@ def test_a_run_stopped_in_every_phase_ends_with_the_same_bits(world, whole, tmp_
     out = tmp_path / "stopped"
     stops = 0
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "PlainGuard", Stopping)
+        patch.setattr(guarding, "PlainGuard", Stopping)
         for _ in range(5):
             with pytest.raises(KeyboardInterrupt):
                 loop.train(RUN, world.tokens, world.tokenizer, None, out=out)
@@ -238,7 +239,7 @@ def test_evaluation_comes_after_the_state_is_safe(world, tmp_path, monkeypatch):
         patch.setattr(Whole, "validate", fails)
         with pytest.raises(RuntimeError):
             loop.train(replace(RUN, save_every_steps=10), world.tokens, world.tokenizer, None, out=out)
-    assert (out / artifacts.WORK / "state-00000010").is_dir()
+    assert (out / artifacts.WORK / "state-00-00000010").is_dir()
 
 
 def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole_batch(world):
@@ -270,7 +271,7 @@ class Verdicts(PlainGuard):
 def judged(world, out, monkeypatch, orders):
     monkeypatch.setattr(Verdicts, "orders", orders)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "PlainGuard", Verdicts)
+        patch.setattr(guarding, "PlainGuard", Verdicts)
         return loop.train(RUN, world.tokens, world.tokenizer, None, out=out)
 
 

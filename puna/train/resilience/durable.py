@@ -108,14 +108,16 @@ class DurableTier:
         self.kept = kept
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, seal: Seal, source: Path) -> bool:
+    def save(self, seal: Seal, source: Path, *, move: bool = False) -> bool:
         """Bring a sealed image to the disk as part of its state; True if that made the state complete.
+
+        With `move` the image itself becomes the part: it lies on this disk and is not needed any more.
 
         A full disk is answered by giving up the oldest kept state; `OSError` if that does not help.
         """
         target = self.folder / _name(seal.key)
         try:
-            return self._write(seal, source, target)
+            return self._write(seal, source, target, move)
         except OSError as error:
             self._drop_unfinished(target, seal.part)
             older = [s for s in self.states() if s.key < seal.key]
@@ -124,18 +126,18 @@ class DurableTier:
             log.warn(f"the disk is full: giving up the state of step {older[0].step} to make room")
             shutil.rmtree(older[0].path, ignore_errors=True)
         try:
-            return self._write(seal, source, target)
+            return self._write(seal, source, target, move)
         except OSError:
             self._drop_unfinished(target, seal.part)
             raise
 
-    def _write(self, seal: Seal, source: Path, target: Path) -> bool:
+    def _write(self, seal: Seal, source: Path, target: Path, move: bool) -> bool:
         target.mkdir(exist_ok=True)
         file = target / f"part-{seal.part:04d}.safetensors"
-        temporary = file.with_name(f"{file.name}.tmp")
-        with source.open("rb") as read, temporary.open("wb") as written:
-            shutil.copyfileobj(read, written, 1 << 22)
-            written.flush()
+        temporary = source if move else file.with_name(f"{file.name}.tmp")
+        if not move:
+            _copy(source, temporary)
+        with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, file)
         seal.write(file.with_suffix(".seal"))
@@ -203,6 +205,11 @@ class DurableTier:
             f"{self.folder} had checkpoints (last: {last}), but none of them is valid; set aside: {aside}",
             hint="restore one from a copy, or delete the folder to start over",
         )
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("wb") as written:
+        shutil.copyfileobj(read, written, 1 << 22)
 
 
 def _name(key: tuple[int, int]) -> str:

@@ -1,31 +1,22 @@
-"""What the training loop says to resilience, and what it hears back. One object, a handful of calls:
+"""The guard of a run that is watched: what the training loop (puna/train/guard.py) says to resilience, and hears back.
 
-    guard = Guard(config, out, capture, fill)
-    guard.restore(run)                                 from the newest valid state, or False
-    while ...:
-        guard.beat(step, "data")                       where this rank is; "reduce" while it waits for others
-        ...
-        verdict = guard.judge(run, loss, norm)         gradients are there: go | again | skip | roll_back ...
-        if verdict.action == "go": update
-        elif verdict.action in ("roll_back", "lower_rate"): guard.roll_back(run, verdict)
-        guard.after_step(run)                          `run.step` steps are done
-    guard.finished()
-
-where `...` is `run.step < steps or not guard.settled(run)`.
+    restore      from the newest valid state of either tier, agreed on by all ranks
+    beat         where this rank is; it may be saved in the middle of a step, but not while its state changes
+    judge        gradients are there: are they sound, and do the replicas still agree?
+    after_step   save, beside the next step
+    settle       the last step: is it sound, too?
+    finished     all is on disk; memory is given back
 
 `capture(run)` gives the tensors of this rank and a record of plain values; `fill(run, tensors, record)` puts them back.
-The guard only reads `run.step`, and `run.consumed` (samples) where the run has it. Alone or one of many, supervised or
-not, the calls are the same.
-
-A state may be saved whenever no update is under way: a signal that asks the run to end is answered from a thread, in the
-middle of a step, with the state of the steps that are done.
+Of the run itself the guard reads `run.position.step` alone.
 """
 
+import contextlib
+import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +41,9 @@ Capture = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
 Fill = Callable[[Any, dict[str, Tensor], dict[str, Any]], None]
 
 
+SAFE = ("data", "backward", "compute", "reduce", "evaluate")  # phases in which the state is that of whole steps
+
+
 class Guard:
     """One rank's guard. Raises nothing of its own but `PunaError` where a run cannot go on."""
 
@@ -62,7 +56,6 @@ class Guard:
         *,
         peers: Peers | None = None,
         layout: str = "",
-        catch_signals: bool = True,
     ):
         self.settings, self.out, self.capture, self.fill, self.layout = settings, Path(out), capture, fill, layout
         self.peers = peers or Peers()
@@ -79,15 +72,16 @@ class Guard:
         )
         self.spikes, self.generation = SpikeState(), 0
         self.trial, self.own = Trial(), deque(maxlen=settings.straggler.window)
-        self.repeating: int | None = None
+        self.repeating: int | None = None  # a step that is computed once more
+        self.rolling: Verdict | None = None  # a roll-back that was ordered
+        self.made = True  # the last step was an update
         self.due: tuple[int, int] | None = None  # the state whose replicas are to be compared before the next update
         self.waited = {"saving": 0.0, "checking": 0.0}
         self.phase_began, self.own_s, self.phase = time.perf_counter(), 0.0, "starting"
-        self.updating = threading.Lock()  # held while the state is between two steps
-        self.changing = False
+        self.whole = threading.Lock()  # held while the state is between two steps
+        self.changing = False  # this thread holds it
         self.run: Any = None
-        if catch_signals:
-            signals.answer(self.leave, node / "errors", self.peers.rank)
+        self.errors = node / "errors"
 
     def _sharing(self, node: Path) -> Sharing | None:
         """Where another node's loss would take the only copy of a part along, the ranks send theirs around."""
@@ -100,39 +94,74 @@ class Guard:
 
     # --- beginning and end
 
-    def restore(self, run: Any, *, most: int | None = None) -> bool:
-        """Fill `run` from the newest valid state (of at most `most` steps); False if there never was one.
+    def __enter__(self) -> "Guard":
+        signals.answer(self.leave, self.errors, self.peers.rank)
+        return self
 
-        Raises `ArtifactError` if there were states and none is valid.
+    def __exit__(self, *_: Any) -> None:
+        signals.ignore()
+        self.pulse.end()
+
+    def restore(self, run: Any, most: int | None = None) -> bool:
+        """Fill `run` from the newest valid state; with `most`, from one of at most so many steps: a roll-back.
+
+        False if there is none to go back to, or never was one. Raises `ArtifactError` if there were, and none is valid.
         """
+        back, spikes, generation = self.rolling, self.spikes, self.generation
+        self.rolling = None
+        if back is not None:
+            self._make_ready(back)
+        with self._still():
+            found = self._newest(most)
+            if found is None:
+                self.durable.refuse_to_start_over()
+                return False if back else self._begin(run)
+            self._fill(run, found)
+            if back is not None and back.pass_over:
+                self.spikes, self.generation = spikes, generation + 1
         self.run = run
-        found = newest(self.peers, self.home.node(self.peers.node), self.durable, layout=self.layout, most=most)
-        if found is None:
-            self.durable.refuse_to_start_over()
-            self._ledger("restored", step=0, tier="none")
-            self._save(run, durable=True, checked=self.peers.replicas > 1)  # shows early that the disk takes it
-            return False
-        self._fill(run, found)
-        self._ledger("restored", step=run.step, tier=found.tier)
+        if back is None:
+            self._ledger("restored", step=found.key[1], tier=found.tier)
+        else:
+            self._ledger("rolled_back", step=found.key[1], why="data" if back.pass_over else "corruption")
         return True
+
+    def _newest(self, most: int | None) -> Found | None:
+        """The newest state of at most `most` steps; if all are newer, the newest of these."""
+        node = self.home.node(self.peers.node)
+        for limit in (most,) if most is None else (most, None):
+            found = newest(self.peers, node, self.durable, layout=self.layout, most=limit)
+            if found is not None:
+                return found
+        return None
+
+    def _begin(self, run: Any) -> bool:
+        """A run's very beginning is saved, too: something to go back to, and a sign that the disk takes it."""
+        self.run = run
+        self._ledger("restored", step=0, tier="none")
+        self._save(run, durable=True, checked=self.peers.replicas > 1)
+        return False
+
+    def _make_ready(self, back: Verdict) -> None:
+        """Before a roll-back: finish what is being saved; forget what nobody vouches for."""
+        self.saver.drain()
+        if not back.pass_over:
+            self.memory.forget_unverified()
+        self.peers.gather(None)  # nobody looks for a state before all have forgotten
 
     def _fill(self, run: Any, found: Found) -> None:
         record = dict(found.record)
         guard = record.pop("guard", None)
         self.fill(run, found.tensors, record)
-        run.step = found.key[1]
         self.generation = found.key[0]
         if guard:
             self.spikes = config.from_json(SpikeState, guard)
         self.due = None
 
-    def settled(self, run: Any) -> bool:
-        """Is the last step safe? If its replicas differ, `run` is taken back, and has steps to make again."""
+    def settle(self) -> Verdict:
+        """Of the run's last step: go, or back."""
         self._settle()
-        verdict = self._compare_if_due()
-        if verdict is not None:
-            self.roll_back(run, verdict)
-        return verdict is None
+        return self._compare_if_due() or Verdict()
 
     def finished(self) -> None:
         """The run is done: all saves are on disk, and memory is given back."""
@@ -149,6 +178,12 @@ class Guard:
     def beat(self, step: int, phase: str) -> None:
         """This rank has come to `phase` of `step`. Time in the phase `reduce` is waiting for others, not its own."""
         now = time.perf_counter()
+        if phase in SAFE:
+            self._release()
+        else:
+            self._hold()
+        if self.phase == "evaluate":
+            self._ledger("evaluated")
         if self.phase != "reduce":
             self.own_s += now - self.phase_began
         self.phase_began, self.phase = now, phase
@@ -160,78 +195,51 @@ class Guard:
             seal = self.saver.newest[1]
             self.trial.note(seal.step, seal.hash)
 
-    def judge(self, run: Any, loss: float, norm: float) -> Verdict:
-        """What to do with the gradients of step `run.step`. Raises `PunaError` where nothing has helped."""
+    def judge(self, step: int, loss: float, norm: float) -> Verdict:
+        """What to do with the gradients of step `step`: the same on every rank."""
         self._settle()
-        verdict = self._compare_if_due() or self._judge_values(run, loss, norm)
+        verdict = self._compare_if_due() or self._judge_values(step, loss, norm)
         if verdict.action in ("go", "skip"):
-            self.updating.acquire()  # the state is about to change: no save until `after_step`
+            self._hold()  # the state is about to change
+        return verdict
+
+    def _hold(self) -> None:
+        if not self.changing:
+            self.whole.acquire()
             self.changing = True
-        return verdict
 
-    def _judge_values(self, run: Any, loss: float, norm: float) -> Verdict:
-        repeated = self.repeating == run.step
-        verdict, self.spikes = self.settings.spikes.judge(self.spikes, run.step, loss, norm, repeated=repeated)
-        self.repeating = run.step if verdict.action == "again" else None
-        if verdict.action == "go":
-            if repeated:
-                self._say(f"step {run.step}: the second computation was good; the first one was the machine's fault")
-                self._ledger("transient", step=run.step)
-            return verdict
-        self._say(f"step {run.step}: {verdict.why}: {verdict.action.replace('_', ' ')}")
-        self._ledger("verdict", step=run.step, action=verdict.action, why=verdict.why)
-        if verdict.action == "stop":
-            hint = (
-                "look at the data of the last bad steps, or lower schedule.peak; the run continues from its last state"
-            )
-            raise PunaError(
-                f"step {run.step}: {verdict.why}: skipping, rolling back and lowering did not help", hint=hint
-            )
-        return verdict
-
-    def roll_back(self, run: Any, verdict: Verdict) -> None:
-        """Fill `run` from a state of at most `verdict.to` steps; the data up to here stays passed over.
-
-        After a wrong number on a rank (`skip_samples` 0, generation unchanged) the data is read again instead.
-        """
-        corrupt = verdict.why.startswith("replicas")
-        consumed, spikes, generation = getattr(run, "consumed", None), self.spikes, self.generation
-        self.saver.drain()
-        if corrupt:
-            self.memory.forget_unverified()
-        self.peers.gather(None)  # nobody looks for a state before all have forgotten
-        with self.updating:
-            if not self._restore_at_most(run, verdict.to):
-                raise PunaError(
-                    f"step {run.step}: {verdict.why}; there is no state left to go back to",
-                    hint="keep more states: save.kept",
-                )
-            if not corrupt:
-                self.spikes = replace(spikes, losses=self.spikes.losses, norms=self.spikes.norms)
-                self.generation = generation + 1
-                if consumed is not None:
-                    run.consumed = consumed + verdict.skip_samples
-        self._ledger("rolled_back", step=run.step, why="corruption" if corrupt else "data")
-        if not corrupt:
-            self._save(run, durable=True, checked=self.peers.replicas > 1)
-
-    def _restore_at_most(self, run: Any, most: int) -> bool:
-        """Fill `run` from the newest state of at most `most` steps; the oldest there is, if all are newer."""
-        node = self.home.node(self.peers.node)
-        for limit in (most, None):
-            found = newest(self.peers, node, self.durable, layout=self.layout, most=limit)
-            if found is not None:
-                self._fill(run, found)
-                return True
-        return False
-
-    def after_step(self, run: Any, *, made: bool = True, **notes: Any) -> None:
-        """`run.step` steps are done: save and compare as the policies say. `made`: the last one was an update."""
-        self.run = run
+    def _release(self) -> None:
         if self.changing:
             self.changing = False
-            self.updating.release()
-        save, step = self.settings.save, run.step
+            self.whole.release()
+
+    @contextlib.contextmanager
+    def _still(self) -> Iterator[None]:
+        """Within it, nobody else looks at the run's state."""
+        self._hold()
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _judge_values(self, step: int, loss: float, norm: float) -> Verdict:
+        repeated = self.repeating == step
+        verdict, self.spikes = self.settings.spikes.judge(self.spikes, step, loss, norm, repeated=repeated)
+        self.repeating = step if verdict.action == "again" else None
+        if verdict.action != "go":
+            self._say(f"step {step}: {verdict.why}: {verdict.action.replace('_', ' ')}")
+            self._ledger("verdict", step=step, action=verdict.action, why=verdict.why)
+        elif repeated:
+            self._say(f"step {step}: the second computation was good; the first one was the machine's fault")
+            self._ledger("transient", step=step)
+        if verdict.action in ("roll_back", "lower_rate"):
+            self.rolling = verdict
+        self.made = verdict.action == "go"
+        return verdict
+
+    def after_step(self, run: Any) -> None:
+        """A step is done: save as the policies say."""
+        save, step = self.settings.save, run.position.step
         every = self.settings.check_every_steps
         durable = save.durable(step)
         checked = self.peers.replicas > 1 and every > 0 and (durable or step % every == 0)
@@ -241,19 +249,16 @@ class Guard:
         self.own.append(self.own_s)
         self.pulse.own_s, self.own_s = self.own_s, 0.0
         spent = {name: round(seconds, 6) for name, seconds in self.waited.items() if seconds}
-        self._ledger("step", step=step, **({} if made else {"made": False}), **spent, **notes)
+        self._ledger("step", step=step, **({} if self.made else {"made": False}), **spent)
         self.waited = dict.fromkeys(self.waited, 0.0)
-
-    def evaluated(self) -> None:
-        """What passed since the last step was evaluation."""
-        self._ledger("evaluated")
 
     # --- saving and comparing
 
     def _save(self, run: Any, *, durable: bool, checked: bool = False) -> None:
         tensors, record = self.capture(run)
         record = {**record, "guard": config.to_json(self.spikes), "layout": self.layout}
-        snapshot = Snapshot(step=run.step, generation=self.generation, tensors=tensors, record=record)
+        record = json.loads(json.dumps(record))  # the run goes on while it is written
+        snapshot = Snapshot(step=run.position.step, generation=self.generation, tensors=tensors, record=record)
         self.saver.start(snapshot, must=durable or checked)
         if checked:
             self.due = snapshot.key
@@ -262,8 +267,13 @@ class Guard:
             self._publish()
 
     def _publish(self) -> None:
-        if self.saver.newest is not None and self.peers.replica == 0:
-            self.saver.publish(*self.saver.newest)
+        if self.saver.newest is None or self.peers.replica != 0:
+            return
+        slot, seal = self.saver.newest
+        if slot is None:
+            self._note("save_failed", step=seal.step, why="there is no memory left to copy the state to")
+        else:
+            self.saver.publish(slot, seal)
 
     def _compare_if_due(self) -> Verdict | None:
         if self.due is None or self.saver.newest is None:
@@ -297,7 +307,9 @@ class Guard:
                 f"step {step} came out differently on the replicas {times} times; {whose}",
                 hint="take that machine out of the run: its arithmetic is not reliable",
             )
-        return Verdict(action="roll_back", to=step - 1, rate=self.spikes.rate, why=f"replicas differ after step {step}")
+        why = f"replicas differ after step {step}"
+        self.rolling = Verdict(action="roll_back", to=step - 1, pass_over=False, rate=self.spikes.rate, why=why)
+        return self.rolling
 
     def _accuse(self, ranks: list[int], step: int) -> None:
         for rank in ranks:
@@ -329,17 +341,18 @@ class Guard:
         """Save what is done, in the middle of a step, and return: the caller ends the process."""
         if self.run is None:
             return
-        self.pulse.beat(self.run.step, "leaving")
-        with self.updating:  # if an update is under way, until it is whole
+        step = self.run.position.step
+        self.pulse.beat(step, "leaving")
+        if self.whole.acquire(timeout=self.settings.leave_s / 2):  # an update that is under way is finished first
             self.saver.settle()
             newest = self.saver.newest
-            if newest is None or newest[1].key != (self.generation, self.run.step):
+            if newest is None or newest[1].key != (self.generation, self.run.position.step):
                 self._save(self.run, durable=False)
                 self.saver.settle()
         for slot, seal in sorted(self.memory.sealed().items(), key=lambda s: s[1].key, reverse=True)[: self._copies()]:
             if self.memory.holds and self.peers.replica == 0:
                 self.saver.publish_now(slot, seal)
-        self._ledger("end", why="asked to", step=self.run.step)
+        self._ledger("end", why="asked to", step=step)
 
     def _copies(self) -> int:
         """With several parts, ranks may be a step apart: two states, of which all have one."""

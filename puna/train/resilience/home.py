@@ -54,6 +54,11 @@ class Home:
             shutil.rmtree(self.root, ignore_errors=True)
 
 
+def is_supervised() -> bool:
+    """Was this process started by our launcher, or by torchrun?"""
+    return "PUNA_MEMORY" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def run_id(out: Path) -> str:
     """The run's name, drawn when its folder is made: another run at the same place has another."""
     path = out / WORK / "run"

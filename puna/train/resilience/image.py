@@ -12,6 +12,7 @@ back, atomically, when all of it is there. A flipped bit anywhere, in the image 
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,4 +159,5 @@ def mapped(path: Path, length: int | None = None) -> Tensor:
         return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     with path.open("ab") as file:
         file.truncate(length)
+        os.posix_fallocate(file.fileno(), 0, length)  # a full disk is an error here, and a dead process later
     return torch.from_file(str(path), shared=True, size=length, dtype=torch.uint8)

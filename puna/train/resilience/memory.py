@@ -44,7 +44,13 @@ class MemoryTier:
             digest = image.hash_memory(memory)
         else:
             digest = image.hash_of(snapshot)
-        seal = Seal(
+        seal = self.seal_of(snapshot, digest)
+        seal.write(self._path(slot))
+        return slot, seal
+
+    def seal_of(self, snapshot: Snapshot, digest: str) -> Seal:
+        """The seal of an image with this hash."""
+        return Seal(
             step=snapshot.step,
             generation=snapshot.generation,
             size=image.size(snapshot),
@@ -53,8 +59,12 @@ class MemoryTier:
             part=self.part,
             parts=self.parts,
         )
-        seal.write(self._path(slot))
-        return slot, seal
+
+    def discard(self, slot: int) -> None:
+        """Forget a slot and its image."""
+        self._path(slot).unlink(missing_ok=True)
+        self.image_path(slot).unlink(missing_ok=True)
+        self._maps.pop(slot, None)
 
     def keep(self, seal: Seal, received: Tensor) -> None:
         """Keep an image that came from another node."""

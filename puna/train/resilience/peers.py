@@ -30,6 +30,17 @@ class Peers:
         self.nodes = self.gather(self.node)
 
     @classmethod
+    def of(cls, placement: Any) -> "Peers":
+        """A placement's ranks. Copies (`replicate`) are outermost in a layout, so equal parts are a world of parts apart."""
+        layout = getattr(placement, "layout", None)
+        replicas = layout.replicate if layout else 1
+        parts = placement.world // replicas
+        replica, part = divmod(placement.rank, parts)
+        return cls(
+            rank=placement.rank, world=placement.world, part=part, parts=parts, replica=replica, replicas=replicas
+        )
+
+    @classmethod
     def replicated(cls) -> "Peers":
         """Pure data parallelism over the default group, or a single process: every rank holds everything."""
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from puna import log
+from puna.train.resilience import image
 from puna.train.resilience.durable import DurableTier
 from puna.train.resilience.image import Seal, Snapshot
 from puna.train.resilience.memory import MemoryTier
@@ -24,8 +25,8 @@ class Saver:
         self, memory: MemoryTier, durable: DurableTier, report: Callable[..., None], sharing: Sharing | None = None
     ):
         self.memory, self.durable, self.report, self.sharing = memory, durable, report, sharing
-        self.newest: tuple[int, Seal] | None = None  # slot and seal of the last copy
-        self.failure: BaseException | None = None  # of copying: no memory left
+        self.newest: tuple[int | None, Seal] | None = None  # slot and seal of the last copy; no slot: no room for it
+        self.failure: BaseException | None = None  # of copying
         self._copying: threading.Thread | None = None
         self._queue: queue.Queue[tuple[int, Seal] | None] = queue.Queue()
         self._writer = threading.Thread(target=self._write_all, name="durable", daemon=True)
@@ -66,13 +67,25 @@ class Saver:
     def _copy(self, snapshot: Snapshot) -> None:
         started = time.perf_counter()
         try:
-            self.newest = self.memory.save(snapshot)
+            self.newest = self._keep(snapshot)
             if self.sharing is not None:
                 self.sharing.send(self.memory, self.newest)
         except BaseException as failure:
             self.failure = failure
             return
-        self.report("memory", step=snapshot.step, seconds=time.perf_counter() - started, kept=self.newest is not None)
+        self.report(
+            "memory", step=snapshot.step, seconds=time.perf_counter() - started, kept=self.newest[0] is not None
+        )
+
+    def _keep(self, snapshot: Snapshot) -> tuple[int | None, Seal]:
+        try:
+            kept = self.memory.save(snapshot)
+        except OSError as error:  # memory is full
+            self.report("memory_failed", step=snapshot.step, why=error.strerror or str(error))
+            kept = None
+        if kept is not None:
+            return kept
+        return None, self.memory.seal_of(snapshot, image.hash_of(snapshot))  # replicas can be compared all the same
 
     def _await_slot(self) -> None:
         while len(self.memory.busy) >= 2:

@@ -23,10 +23,10 @@ class Sharing:
         self.group = dist.new_group(backend="gloo")
         self.store, self.to, self.source = store, to, source
 
-    def send(self, memory: MemoryTier, saved: tuple[int, Seal] | None) -> None:
+    def send(self, memory: MemoryTier, saved: tuple[int | None, Seal] | None) -> None:
         """Exchange images of one step. Every rank must call it; one that has none sends an empty one."""
         seal, mine = b"", torch.empty(0, dtype=torch.uint8)
-        if saved is not None:
+        if saved is not None and saved[0] is not None:
             slot, sealed = saved
             seal = json.dumps(sealed.__dict__).encode()
             mine = image.mapped(memory.image_path(slot))
