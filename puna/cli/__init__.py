@@ -18,7 +18,7 @@ from typing import Any
 
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
-from puna.cli import checkpoints, measuring, pretraining
+from puna.cli import checkpoints, measuring, pretraining, running
 from puna.cli.paths import model_path
 from puna.errors import ConfigError, PunaError
 
@@ -112,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     checkpoints.add(commands, _add)
     measuring.add(commands, _add)
     pretraining.add(commands, _add)
+    running.add(commands, _add)
     return top
 
 

@@ -13,9 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from puna import log
 from puna.artifacts import WORK
 from puna.errors import PunaError
+from puna.parallel.placement import Cut
 from puna.planner.policies import Verdict
 from puna.train import saving, state
 from puna.train.resilience.home import is_supervised
@@ -114,7 +117,14 @@ def guard_of(run: Run) -> Guard:
     save = replace(settings.save, every_steps=run.config.save_every_steps)
     layout = str(getattr(run.placement, "layout", ""))
     peers = Peers.of(run.placement)
-    return WatchedGuard(replace(settings, save=save), run.out, state.capture, state.fill, peers=peers, layout=layout)
+    return WatchedGuard(replace(settings, save=save), run.out, _capture, state.fill, peers=peers, layout=layout)
+
+
+def _capture(run: Run) -> tuple[dict[str, Tensor], dict[str, Any], Cut]:
+    """This rank's pieces of the state."""
+    tensors, record = state.capture(run)
+    pieces, cut = run.placement.pieces(tensors)
+    return pieces, record, cut
 
 
 def stopped(step: int, verdict: Verdict) -> PunaError:

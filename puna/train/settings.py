@@ -36,7 +36,8 @@ class TrainConfig:
     threads: int = 0  # 0: PyTorch's choice
     layout: Layout = field(default_factory=Layout, metadata={"machine": True})  # over how many processes, and how
     save_every_steps: int = 50
-    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)  # for a run that is supervised
+    # how a supervised run meets faults
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig, metadata={"machine": True})
     validate_every_steps: int = 200
 
     def __post_init__(self) -> None:

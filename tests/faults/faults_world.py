@@ -5,6 +5,9 @@ without them. It writes its last weights, and which samples it trained on, where
 """
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +18,8 @@ from torch import nn
 
 from puna import config
 from puna.errors import PunaError
-from puna.planner.policies import Verdict
-from puna.train.resilience import inject
+from puna.planner.policies import DetectPolicy, RestartPolicy, SavePolicy, Verdict
+from puna.train.resilience import inject, ledger
 from puna.train.resilience.guard import Guard
 from puna.train.resilience.peers import Peers, meet
 from puna.train.resilience.settings import ResilienceConfig
@@ -38,7 +41,7 @@ def capture(run: Run):
     tensors = {f"model.{name}": p.detach() for name, p in run.model.named_parameters()}
     for index, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-    return tensors, {"step": run.position.step, "consumed": run.consumed, "rate": run.rate}
+    return tensors, {"step": run.position.step, "consumed": run.consumed, "rate": run.rate}, {}
 
 
 @torch.no_grad()
@@ -141,5 +144,81 @@ def step(run: Run, guard: Guard, pause_s: float) -> None:
     guard.after_step(run)
 
 
+class Started:
+    """A launcher in a process of its own, as a person would start it."""
+
+    def __init__(self, out: Path, argument: dict):
+        out.mkdir(parents=True, exist_ok=True)
+        self.out = out
+        (out / "job.json").write_text(json.dumps(argument))
+        folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, str(out / "job.json")]
+        self.errors = (out / "errors.txt").open("w")
+        self.process = subprocess.Popen(command, env=environment, stdout=self.errors, stderr=self.errors)
+
+    def finish(self, timeout_s: float = 300) -> tuple[int, str]:
+        """Exit status, and what was said."""
+        status = self.process.wait(timeout_s)
+        return status, self.said()
+
+    def said(self) -> str:
+        return (self.out / "errors.txt").read_text()
+
+    def step(self) -> int:
+        """The newest step in the ledger."""
+        path = self.out / "ledger.jsonl"
+        events = ledger.read(self.out) if path.exists() else []
+        return max((e["step"] for e in events if e["event"] == "step"), default=-1)
+
+    def await_step(self, step: int, timeout_s: float = 120) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.step() < step and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert self.step() >= step, self.said()
+
+
+SETTINGS = ResilienceConfig(
+    save=SavePolicy(every_steps=20),
+    detect=DetectPolicy(step_budget_s=1.0, start_budget_s=60.0),
+    restart=RestartPolicy(first_wait_s=0.1),
+)
+
+
+def started(
+    out: Path,
+    faults: list[dict] | None = None,
+    *,
+    steps: int = 60,
+    processes: int = 4,
+    settings: ResilienceConfig = SETTINGS,
+    target: str = "faults_world:train",
+    pause_s: float = 0.01,
+    **job,
+) -> Started:
+    """Launch the little training with these faults planned."""
+    if faults is not None:
+        inject.plan(out, faults)
+    argument = {"out": str(out)}
+    if target.endswith(":train"):
+        argument |= {"steps": steps, "settings": config.to_json(settings), "pause_s": pause_s}
+    work = {"target": target, "argument": argument, "processes": processes, "modules": ["faults_world"], **job}
+    return Started(out, {**work, "settings": config.to_json(settings)})
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Are two runs' last weights equal, bit for bit?"""
+    first, second = (torch.load(path / "final.pt", weights_only=True) for path in (a, b))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
 def complain(*, out: str) -> None:
     raise PunaError("the data is not there", hint="give data that exists")
+
+
+if __name__ == "__main__":
+    from puna.train.resilience.launcher import launch
+    from puna.train.resilience.supervisor import Job
+
+    path = Path(sys.argv[1])
+    sys.exit(launch(config.from_json(Job, json.loads(path.read_text())), path.parent))

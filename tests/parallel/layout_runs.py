@@ -19,7 +19,7 @@ from train_world import TOY
 from puna import artifacts
 from puna.parallel import sharded, whole
 from puna.parallel.layout import Layout
-from puna.train import loop
+from puna.train import guard, loop
 from puna.train.guard import PlainGuard
 from puna.train.objectives.lm import LmObjective
 from puna.train.processes import train_together
@@ -54,7 +54,7 @@ def child(rank: int, port: int, layout: Layout, world: Path, out: Path, stops: b
     loop.products_in_bf16 = whole.products_in_bf16 = lambda _device: contextlib.nullcontext()
     sharded.place.__kwdefaults__["dtype"] = torch.float32
     if stops:
-        loop.PlainGuard = BreakingOff
+        guard.PlainGuard = BreakingOff
     tokens, tokenizer = artifacts.load(world / "tokens"), artifacts.load(world / "tokenizer")
     with contextlib.suppress(KeyboardInterrupt):
         train_together(dataclasses.replace(CONFIG, layout=layout), tokens, tokenizer, None, out=out)

@@ -7,7 +7,8 @@
     settle       the last step: is it sound, too?
     finished     all is on disk; memory is given back
 
-`capture(run)` gives the tensors of this rank and a record of plain values; `fill(run, tensors, record)` puts them back.
+`capture(run)` gives the tensors of this rank, a record of plain values, and which tensors are pieces of larger ones;
+`fill(run, tensors, record)` puts pieces back, or wholes that were saved on another layout.
 Of the run itself the guard reads `run.position.step` alone.
 """
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from puna import artifacts, config, log
 from puna.errors import PunaError
+from puna.parallel.placement import Cut
 from puna.planner.policies import SpikeState, Verdict
 from puna.train.resilience import board, home, nodes, signals
 from puna.train.resilience.durable import DurableTier
@@ -31,13 +33,13 @@ from puna.train.resilience.image import Snapshot
 from puna.train.resilience.ledger import Ledger
 from puna.train.resilience.memory import MemoryTier
 from puna.train.resilience.peers import Peers
-from puna.train.resilience.replicas import Comparison, Trial, earliest
+from puna.train.resilience.replicas import Comparison, Trial, earliest, outliers
 from puna.train.resilience.restore import Found, newest
 from puna.train.resilience.saver import Saver
 from puna.train.resilience.settings import ResilienceConfig
 from puna.train.resilience.sharing import Sharing
 
-Capture = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
+Capture = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any], Cut]]
 Fill = Callable[[Any, dict[str, Tensor], dict[str, Any]], None]
 
 
@@ -74,6 +76,7 @@ class Guard:
         self.trial, self.own = Trial(), deque(maxlen=settings.straggler.window)
         self.repeating: int | None = None  # a step that is computed once more
         self.rolling: Verdict | None = None  # a roll-back that was ordered
+        self.doubted: list[int] = []  # ranks whose numbers differed from the others' in the step that is repeated
         self.made = True  # the last step was an update
         self.due: tuple[int, int] | None = None  # the state whose replicas are to be compared before the next update
         self.waited = {"saving": 0.0, "checking": 0.0}
@@ -198,10 +201,40 @@ class Guard:
     def judge(self, step: int, loss: float, norm: float) -> Verdict:
         """What to do with the gradients of step `step`: the same on every rank."""
         self._settle()
-        verdict = self._compare_if_due() or self._judge_values(step, loss, norm)
+        verdict = self._compare_if_due() or self._agree(step, loss, norm) or self._judge_values(step, loss, norm)
         if verdict.action in ("go", "skip"):
             self._hold()  # the state is about to change
         return verdict
+
+    def _agree(self, step: int, loss: float, norm: float) -> Verdict | None:
+        """Loss and norm are of all ranks, so all must have the same; where one has not, its gradients are its own.
+
+        The weights are still right then, and the step is computed once more. If that does not help, they are not.
+        """
+        said = self.peers.words(loss, norm)
+        if len(set(said)) == 1:
+            self._accuse(self.doubted, step)
+            self.doubted = []
+            return None
+        self.doubted = outliers(said) or []
+        whose = f"wrong: rank {', '.join(map(str, self.doubted))}" if self.doubted else "nobody can say whose"
+        why = f"the ranks have different losses or norms in step {step}; {whose}"
+        self._say(why)
+        self._ledger("fault", kind="corruption", rank=(self.doubted or [None])[0], step=step, why=why)
+        if self.repeating != step:
+            self.repeating = step
+            return Verdict(action="again", rate=self.spikes.rate, why=why)
+        self.repeating = None
+        return self._back(step, why)
+
+    def _back(self, step: int, why: str) -> Verdict:
+        """To a state on which all agreed, and the same data again; raises where that has been tried."""
+        times = self.trial.begin(step)
+        if times > self.settings.corrupt_most:
+            hint = "take that machine out of the run: its arithmetic is not reliable"
+            raise PunaError(f"step {step} came out differently on the replicas {times} times: {why}", hint=hint)
+        self.rolling = Verdict(action="roll_back", to=step - 1, pass_over=False, rate=self.spikes.rate, why=why)
+        return self.rolling
 
     def _hold(self) -> None:
         if not self.changing:
@@ -255,10 +288,12 @@ class Guard:
     # --- saving and comparing
 
     def _save(self, run: Any, *, durable: bool, checked: bool = False) -> None:
-        tensors, record = self.capture(run)
+        tensors, record, cut = self.capture(run)
         record = {**record, "guard": config.to_json(self.spikes), "layout": self.layout}
         record = json.loads(json.dumps(record))  # the run goes on while it is written
-        snapshot = Snapshot(step=run.position.step, generation=self.generation, tensors=tensors, record=record)
+        snapshot = Snapshot(
+            step=run.position.step, generation=self.generation, tensors=tensors, record=record, cut=cut
+        )
         self.saver.start(snapshot, must=durable or checked)
         if checked:
             self.due = snapshot.key
@@ -298,24 +333,16 @@ class Guard:
             if self.settings.save.durable(step):
                 self._publish()
             return None
-        times = self.trial.begin(step)
         whose = "nobody can say whose yet" if wrong is None else f"wrong: rank {', '.join(map(str, wrong))}"
         self._say(f"replicas differ after step {step}; {whose}; making the steps since the last comparison again")
         self._ledger("fault", kind="corruption", rank=(wrong or [None])[0], step=step, why=f"replicas differ; {whose}")
-        if times > self.settings.corrupt_most:
-            raise PunaError(
-                f"step {step} came out differently on the replicas {times} times; {whose}",
-                hint="take that machine out of the run: its arithmetic is not reliable",
-            )
-        why = f"replicas differ after step {step}"
-        self.rolling = Verdict(action="roll_back", to=step - 1, pass_over=False, rate=self.spikes.rate, why=why)
-        return self.rolling
+        return self._back(step, f"replicas differ after step {step}")
 
     def _accuse(self, ranks: list[int], step: int) -> None:
         for rank in ranks:
             node = self.peers.nodes[rank]
             self._say(
-                f"rank {rank} on {node} held a wrong number after step {step}: made again, it comes out differently"
+                f"rank {rank} on {node} had a wrong number in or before step {step}: made again, it comes out differently"
             )
             if self.peers.rank == 0:
                 nodes.note(self.out, node, "corruption")

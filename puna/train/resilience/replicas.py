@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
-def outliers(hashes: Sequence[str]) -> list[int] | None:
+def outliers(hashes: Sequence[str | bytes]) -> list[int] | None:
     """The positions that disagree with the majority; empty if all agree, None if there is no majority."""
     counts = Counter(hashes).most_common()
     if len(counts) == 1:

@@ -1,0 +1,203 @@
+"""Runs of four real processes under the supervisor: whatever happens, they end with the undisturbed run's bits.
+
+The first test puts the faults that can be planned into one run; the others, which need a run each, are slow.
+"""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from faults_world import SETTINGS, same_weights, started
+
+from puna.planner.policies import EvictionPolicy, SpikePolicy
+from puna.train.resilience import inject, ledger, nodes
+
+slow = pytest.mark.skipif(not os.environ.get("PUNA_SLOW"), reason="a run of its own: PUNA_SLOW=1")
+
+
+def faults(out: Path) -> list[dict]:
+    return [event for event in ledger.read(out) if event["event"] == "fault"]
+
+
+def test_killed_crashed_stopped_stuck_and_given_wrong_numbers_a_run_ends_with_the_same_bits(undisturbed, tmp_path):
+    plan = [
+        {"kind": "kill", "step": 5, "rank": 2},
+        {"kind": "nan", "step": 9, "rank": 1},
+        {"kind": "raise", "step": 13, "rank": 1},
+        {"kind": "stop", "step": 22, "rank": 0},
+        {"kind": "abort", "step": 27, "rank": 3},
+        {"kind": "flip", "step": 33, "rank": 3},
+        {"kind": "hang", "step": 45, "rank": 2},
+        {"kind": "flip", "step": 59, "rank": 1},
+    ]
+    status, said = started(tmp_path, plan).finish()
+    assert status == 0, said
+    assert same_weights(undisturbed, tmp_path)
+    found = faults(tmp_path)
+    assert [(f["kind"], f["rank"]) for f in found] == [
+        ("killed", 2), ("crash", 1), ("hang", 0), ("abort", 3), ("corruption", 3), ("hang", 2), ("corruption", 1),
+    ]  # fmt: skip
+    assert "on purpose" in found[1]["why"] and "state T" in found[2]["why"] and "in hang" in found[5]["why"]
+    accused = [event["rank"] for event in ledger.read(tmp_path) if event["event"] == "accused"]
+    assert accused == [3, 1]
+    assert [e["step"] for e in ledger.read(tmp_path) if e["event"] == "transient"] == [9]
+    restored = [event["step"] for event in ledger.read(tmp_path) if event["event"] == "restored"][1:]
+    planned = [p["step"] for p in plan if p["kind"] in ("kill", "raise", "stop", "abort", "hang")]
+    assert all(step - 1 <= back <= step for step, back in zip(planned, restored))
+    book = ledger.account(ledger.read(tmp_path))
+    events = ledger.read(tmp_path)
+    assert sum(book.seconds().values()) == pytest.approx(events[-1]["at"] - events[0]["at"], abs=1e-2)
+    assert all(fault.lost_steps <= 1 for fault in book.faults if fault.kind != "corruption")
+
+
+def test_an_error_of_the_user_is_not_tried_again(tmp_path):
+    status, said = started(tmp_path, target="faults_world:complain", processes=2).finish()
+    assert status == 65
+    assert (
+        said.count("the data is not there") == 1 and "hint: give data that exists" in said and "Traceback" not in said
+    )
+
+
+@slow
+@pytest.mark.parametrize("attempt", range(3))
+def test_asked_to_end_in_the_middle_of_a_step_it_saves_and_goes_on_later(undisturbed, tmp_path, attempt):
+    run = started(tmp_path, pause_s=0.2)
+    run.await_step(7 + attempt)
+    time.sleep(0.07 * attempt)
+    asked = time.monotonic()
+    run.process.send_signal(signal.SIGTERM if attempt else signal.SIGINT)
+    assert run.finish()[0] == 143
+    assert time.monotonic() - asked < 10
+    step = run.step()
+    state = sorted((tmp_path / "work").glob("state-*/state.json"))[-1].parent.name
+    assert int(state.split("-")[2]) >= step >= 7
+    assert started(tmp_path).finish()[0] == 0
+    assert same_weights(undisturbed, tmp_path)
+
+
+@slow
+def test_a_killed_supervisor_is_replaced_and_the_ranks_go_on(undisturbed, tmp_path):
+    run = started(tmp_path, pause_s=0.05)
+    run.await_step(10)
+    supervisor = next(e["pid"] for e in ledger.read(tmp_path) if e["event"] == "begin")
+    os.kill(supervisor, signal.SIGKILL)
+    status, said = run.finish()
+    assert status == 0, said
+    assert same_weights(undisturbed, tmp_path)
+    assert faults(tmp_path) == [] and "takes over 4 ranks" in said
+    assert [e["attempt"] for e in ledger.read(tmp_path) if e["event"] == "attempt"] == [0]
+
+
+@slow
+def test_a_killed_launcher_takes_all_along_and_the_same_command_goes_on_from_memory(undisturbed, tmp_path):
+    run = started(tmp_path, pause_s=0.05)
+    run.await_step(27)
+    run.process.kill()
+    run.finish()
+    time.sleep(1)
+    again = started(tmp_path)
+    status, said = again.finish()
+    assert status == 0, said
+    assert same_weights(undisturbed, tmp_path)
+    restored = [e for e in ledger.read(tmp_path) if e["event"] == "restored"][-1]
+    assert restored["tier"] == "memory" and restored["step"] >= 27
+
+
+@slow
+def test_a_killed_zygote_is_replaced(undisturbed, tmp_path):
+    run = started(tmp_path, pause_s=0.05)
+    run.await_step(10)
+    for process in Path("/proc").glob("[0-9]*"):
+        line = (process / "cmdline").read_bytes() if (process / "cmdline").exists() else b""
+        parent = (process / "stat").read_text().rsplit(")", 1)[1].split()[1] if line else ""
+        if b"resilience.zygote" in line and parent == str(run.process.pid):
+            os.kill(int(process.name), signal.SIGKILL)
+    status, said = run.finish()
+    assert status == 0, said
+    assert same_weights(undisturbed, tmp_path) and [f["kind"] for f in faults(tmp_path)] == ["zygote"]
+
+
+@slow
+def test_a_node_that_is_wanted_for_maintenance_is_left_for_a_spare(undisturbed, tmp_path):
+    run = started(tmp_path, pause_s=0.05, nodes=["a", "b", "c"], per_node=2)
+    run.await_step(10)
+    (tmp_path / "work" / "drain").mkdir()
+    (tmp_path / "work" / "drain" / "b").touch()
+    status, said = run.finish()
+    assert status == 0, said
+    assert same_weights(undisturbed, tmp_path)
+    assert [e["nodes"] for e in ledger.read(tmp_path) if e["event"] == "attempt"] == [["a", "b"], ["a", "c"]]
+
+
+@slow
+def test_a_node_with_a_history_is_left_out(undisturbed, tmp_path):
+    settings = replace(SETTINGS, eviction=EvictionPolicy(points=2, most_share=0.4))
+    plan = [{"kind": "kill", "step": step, "rank": 2} for step in (5, 9)]
+    status, said = started(tmp_path, plan, settings=settings, nodes=["a", "b", "c"], per_node=2).finish()
+    assert status == 0, said
+    assert same_weights(undisturbed, tmp_path)
+    used = [e["nodes"] for e in ledger.read(tmp_path) if e["event"] == "attempt"]
+    assert used == [["a", "b"], ["a", "b"], ["a", "c"]]
+    assert [kind for _, kind in nodes.histories(tmp_path)["b"]] == ["killed", "killed"]
+
+
+@slow
+def test_a_lost_nodes_memory_is_found_on_the_next_node(undisturbed, tmp_path):
+    """Node b is gone with its memory; a holds replicas of everything, so the run goes on from the last step."""
+    import shutil
+
+    from puna.train.resilience import home
+
+    run = started(tmp_path, pause_s=0.05, nodes=["a", "b"], per_node=2)
+    run.await_step(25)
+    run.process.kill()
+    run.finish()
+    time.sleep(1)
+    shutil.rmtree(home.open_root(home.run_id(tmp_path), tmp_path) / "b")
+    assert started(tmp_path, nodes=["a", "b"], per_node=2).finish()[0] == 0
+    assert same_weights(undisturbed, tmp_path)
+    restored = [e for e in ledger.read(tmp_path) if e["event"] == "restored"][-1]
+    assert restored["tier"] == "memory" and restored["step"] >= 25
+
+
+@slow
+def test_bad_data_is_skipped_then_rolled_back_past_then_the_rate_is_lowered(tmp_path):
+    settings = replace(SETTINGS, spikes=SpikePolicy(skips=1, roll_backs=1, lowerings=1, back_steps=5))
+    plan = [{"kind": "nan", "step": step, "rank": 0, "stays": True} for step in (30, 31)]
+    status, said = started(tmp_path, plan, settings=settings).finish()
+    assert status == 1 or status == 65, said
+    actions = [e["action"] for e in ledger.read(tmp_path) if e["event"] == "verdict"]
+    assert [a for a in actions if a != "again"] == [
+        "skip", "roll_back", "skip", "lower_rate", "skip", "stop",
+    ]  # fmt: skip
+    assert "the loss is nan" in said
+
+
+@slow
+def test_damaged_memory_is_not_used(undisturbed, tmp_path):
+    import random
+
+    from puna.train.resilience import home
+
+    run = started(tmp_path, pause_s=0.05)
+    run.await_step(26)
+    run.process.kill()
+    run.finish()
+    time.sleep(1)
+    for path in home.open_root(home.run_id(tmp_path), tmp_path).glob("*/part-*/slot-*.safetensors"):
+        inject.flip_file_bit(path, random.Random(1))
+    status, said = started(tmp_path).finish()
+    assert status == 0 and "memory is damaged" in said
+    assert same_weights(undisturbed, tmp_path)
+    assert [e for e in ledger.read(tmp_path) if e["event"] == "restored"][-1]["tier"] == "disk"
+
+
+@slow
+def test_a_run_that_always_fails_at_the_same_step_stops_and_says_so(tmp_path):
+    plan = [{"kind": "raise", "step": 5, "rank": 1} for _ in range(12)]
+    settings = replace(SETTINGS, restart=replace(SETTINGS.restart, without_progress=2))
+    status, said = started(tmp_path, plan, settings=settings).finish()
+    assert status == 1 and "did not bring the run past step 5" in said and "on purpose" in said
