@@ -43,7 +43,7 @@ def test_killed_crashed_stopped_stuck_and_given_wrong_numbers_a_run_ends_with_th
     assert "on purpose" in found[1]["why"] and "state T" in found[2]["why"] and "in hang" in found[5]["why"]
     accused = [event["rank"] for event in ledger.read(tmp_path) if event["event"] == "accused"]
     assert accused == [3, 1]
-    assert [e["step"] for e in ledger.read(tmp_path) if e["event"] == "transient"] == [9]
+    assert [e["step"] for e in ledger.read(tmp_path) if e["event"] == "transient"] == [9, 33, 59]
     restored = [event["step"] for event in ledger.read(tmp_path) if event["event"] == "restored"][1:]
     planned = [p["step"] for p in plan if p["kind"] in ("kill", "raise", "stop", "abort", "hang")]
     assert all(step - 1 <= back <= step for step, back in zip(planned, restored))

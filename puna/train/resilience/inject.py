@@ -9,6 +9,7 @@ their own. The time of each is written to `injected.jsonl`, from which detection
     raise   an exception                         abort   os.abort                 oom    takes memory until it is killed
     slow    `seconds` more in each of `steps`    flip    a bit of a gradient, after the ranks exchanged them
     nan     the batch of one step, computed once or (with "stays") whenever that step comes
+    flipped, truncated, missing   the newest state on disk is damaged, this node's memory is lost, and the rank dies
 """
 
 import ctypes
@@ -26,7 +27,7 @@ import torch
 from puna.artifacts import WORK
 
 PLAN, DONE = "faults.json", "injected.jsonl"
-KINDS = ("kill", "stop", "hang", "raise", "abort", "oom", "slow", "flip", "nan")
+PLANNED = ("kill", "stop", "hang", "raise", "abort", "oom", "slow", "flip", "nan", "flipped", "truncated", "missing")
 
 _plan: list[dict[str, Any]] = []
 _folder = Path()
@@ -117,6 +118,10 @@ def _do(fault: dict[str, Any], model: torch.nn.Module) -> None:
         exhaust_memory()
     elif kind == "flip":
         flip_gradient(model, random.Random(fault["id"]))
+    elif kind in ("flipped", "truncated", "missing"):
+        damage_newest(_folder, kind, random.Random(fault["id"]))
+        lose_memory(Path(os.environ["PUNA_MEMORY"]))
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang() -> None:
@@ -174,6 +179,23 @@ def flip_file_bit(path: Path, draw: random.Random) -> int:
 def truncate_file(path: Path, draw: random.Random) -> None:
     """Cut a file somewhere."""
     os.truncate(path, draw.randrange(path.stat().st_size))
+
+
+def damage_newest(work: Path, kind: str, draw: random.Random) -> None:
+    """Flip a bit of a part of the newest state in `work`, cut it short, or remove it."""
+    part = sorted(work.glob("state-*/state.json"))[-1].parent / "part-0000.safetensors"
+    if kind == "flipped":
+        flip_file_bit(part, draw)
+    elif kind == "truncated":
+        truncate_file(part, draw)
+    else:
+        part.unlink()
+
+
+def lose_memory(root: Path) -> None:
+    """All states in shared memory are gone, as after a power failure."""
+    for seal in root.glob("*/part-*/replica-*/*.seal"):
+        seal.unlink(missing_ok=True)
 
 
 def hold_the_interpreter(seconds: float) -> None:

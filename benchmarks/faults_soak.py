@@ -1,0 +1,131 @@
+"""A soak: a run of four processes under faults of every kind at random moments, and what of its time was training.
+
+    python benchmarks/faults_soak.py                        20 minutes, a fault every 30 s on average
+    python benchmarks/faults_soak.py --minutes 3 --mean 15
+
+Moments are a Poisson process's. The run must finish by itself, with the bits of a run without faults; the ledger says
+where its time went. A model of 256 x 16 and a step of about 0.1 s, so that a state has to be written but nothing
+computes for long. Results go to benchmarks/results/faults_soak.json, the picture beside it.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests" / "faults")]
+
+from faults_world import Started, same_weights, started  # noqa: E402
+from machine import command, processor, revision  # noqa: E402
+
+from puna.planner.policies import DetectPolicy, RestartPolicy, SavePolicy  # noqa: E402
+from puna.train.resilience import goodput, inject, ledger  # noqa: E402
+from puna.train.resilience.settings import ResilienceConfig  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+STEP_S = 0.1
+PLANNED = ("kill", "stop", "hang", "raise", "abort", "oom", "flip", "nan", "flipped", "truncated", "missing")
+FROM_OUTSIDE = ("supervisor", "SIGTERM", "launcher")
+SETTINGS = ResilienceConfig(
+    save=SavePolicy(every_steps=50, kept=3),
+    detect=DetectPolicy(step_budget_s=1.5, start_budget_s=120.0),
+    restart=RestartPolicy(first_wait_s=0.1, without_progress=10),
+)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--minutes", type=float, default=20.0)
+    options.add_argument("--mean", type=float, default=30.0, help="seconds between faults")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument(
+        "--outside", nargs="*", choices=FROM_OUTSIDE, default=["supervisor"], help="faults that are not a rank's"
+    )
+    options.add_argument("--out", type=Path, default=RESULTS / "faults_soak.json")
+    given = options.parse_args()
+    draw = random.Random(given.seed)
+    steps = int(given.minutes * 60 / STEP_S * 0.85)  # the rest is what faults and saving will cost
+    with tempfile.TemporaryDirectory() as folder:
+        reference, out = Path(folder) / "undisturbed", Path(folder) / "soak"
+        plain = ResilienceConfig(save=SavePolicy(every_steps=10**9, memory_every_steps=0), check_every_steps=0)
+        assert run(reference, None, steps, plain, pause_s=0.0).finish(3600)[0] == 0
+        plan, outside = drawn(draw, steps, given)
+        soak = run(out, plan, steps, SETTINGS, pause_s=STEP_S * 0.8)
+        soak = disturb(soak, outside, steps, draw)
+        status, said = soak.finish(given.minutes * 180)
+        assert status == 0, said
+        report(given, out, same_weights(reference, out))
+
+
+def run(out: Path, plan: list[dict] | None, steps: int, settings: ResilienceConfig, *, pause_s: float) -> Started:
+    return started(out, plan, steps=steps, settings=settings, pause_s=pause_s)
+
+
+def drawn(draw: random.Random, steps: int, given: argparse.Namespace) -> tuple[list[dict], list[tuple[int, str]]]:
+    """Faults by the step at which they come: those of ranks, and those from outside."""
+    plan, outside, at = [], [], 60.0
+    kinds = [*PLANNED, *given.outside]
+    while (at := at + draw.expovariate(STEP_S / given.mean)) < steps - 5:
+        kind = draw.choice(kinds)
+        if kind in FROM_OUTSIDE:
+            outside.append((int(at), kind))
+        else:
+            plan.append({"kind": kind, "step": int(at), "rank": draw.randrange(4)})
+    return plan, outside
+
+
+def disturb(soak: Started, outside: list[tuple[int, str]], steps: int, draw: random.Random) -> Started:
+    """Wait for each fault's step, and cause it."""
+    for step, kind in outside:
+        soak.await_step(step, timeout_s=3600)
+        time.sleep(draw.random() * STEP_S)
+        inject.note(soak.out / "work", {"kind": kind, "step": step, "rank": None})
+        if kind == "supervisor":
+            begun = [e["pid"] for e in ledger.read(soak.out) if e["event"] == "begin"]
+            os.kill(begun[-1], signal.SIGKILL)
+            continue
+        soak.process.send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
+        soak.finish()
+        time.sleep(0.5)
+        soak = run(soak.out, None, steps, SETTINGS, pause_s=STEP_S * 0.8)
+    return soak
+
+
+def report(given: argparse.Namespace, out: Path, identical: bool) -> None:
+    events = ledger.read(out)
+    book, picture = goodput.write(out)
+    made = [e for e in events if e["event"] == "step"]
+    between = [b["at"] - a["at"] for a, b in zip(made, made[1:]) if b["step"] == a["step"] + 1]
+    step_s = statistics.median(between)
+    stall_s = statistics.median(e.get("saving", 0.0) for e in made)
+    result: dict[str, Any] = {
+        "command": command(),
+        "revision": revision(),
+        "processor": processor(),
+        "identical": identical,
+        "faults": dict(Counter(fault["kind"] for fault in inject.happened(out))),
+        "goodput": round(book.goodput, 4),
+        "seconds": {name: round(seconds, 2) for name, seconds in book.seconds().items()},
+        "step_s": round(step_s, 4),
+        "stall_per_checkpoint": round(stall_s / step_s, 5),
+        "steps_lost": sum(fault.lost_steps for fault in book.faults),
+    }
+    given.out.parent.mkdir(exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    shutil.copy(picture, given.out.with_suffix(".svg"))
+    print(json.dumps(result, indent=1))
+    print(ledger.table(book))
+
+
+if __name__ == "__main__":
+    main()
