@@ -9,6 +9,7 @@ computes for long. Results go to benchmarks/results/faults_soak.json, the pictur
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -105,7 +106,7 @@ def report(given: argparse.Namespace, out: Path, identical: bool) -> None:
     events = ledger.read(out)
     book, picture = goodput.write(out)
     made = [e for e in events if e["event"] == "step"]
-    between = [b["at"] - a["at"] for a, b in zip(made, made[1:]) if b["step"] == a["step"] + 1]
+    between = [b["at"] - a["at"] for a, b in itertools.pairwise(made) if b["step"] == a["step"] + 1]
     step_s = statistics.median(between)
     stall_s = statistics.median(e.get("saving", 0.0) for e in made)
     result: dict[str, Any] = {

@@ -32,10 +32,12 @@ def add(commands: Any, add_command: Add) -> None:
   puna pretrain run.json --data out/tokens --tokenizer out/tokenizer --out out/base
   torchrun --nproc-per-node 8 -m puna.cli pretrain 1b lm.sequence_length=4096 steps=1000 \\
       --layout tensor=2 shard=4 --data out/tokens --tokenizer out/tokenizer --out out/base
+  puna pretrain run.json --processes 4 --data out/tokens --tokenizer out/tokenizer --out out/base
   puna pretrain 405b lm.rows=2048 --layout tensor=8 pipeline=16 shard=128 --dry-run
 
 A layout says how many ways the run is split: tensor, context, pipeline, shard, replicate; also sequence_parallel,
 stages_per_rank, microbatches, in_flight, layers_per_stage. The product of the first five is the number of processes.
+With --processes (one machine) or under torchrun the run survives faults by itself: docs/faults.md.
 Interrupted, the same command continues where it was, with the same layout or another.""",
     )
     sub.add_argument("what", help="a size (8b, llama-3.2-1b) or a JSON file with settings of the stage `train`")
@@ -45,6 +47,9 @@ Interrupted, the same command continues where it was, with the same layout or an
     sub.add_argument("--tokenizer", type=Path, default=None)
     sub.add_argument("--base", type=Path, default=None, help="a checkpoint to go on from, instead of random weights")
     sub.add_argument("--out", type=Path, default=None, help="the checkpoint's folder")
+    sub.add_argument(
+        "--processes", type=int, default=0, help="start so many on this machine, watch them, and start them again"
+    )
     sub.add_argument("--dry-run", action="store_true", help="say who would hold what, and run nothing")
 
 
@@ -58,12 +63,20 @@ def _pretrain(options: argparse.Namespace) -> int:
             bool(getattr(options, name)), f"--{name} is not given", hint=f"say where with --{name} PATH, or --dry-run"
         )
     from puna.train.processes import first, train_together
+    from puna.train.resilience.ranks import train_watched
+
+    watched = options.processes > 0
+    if watched and settings.layout.world == 1:
+        settings = replace(settings, layout=replace(settings.layout, replicate=options.processes))
+    if watched:
+        settings.layout.check_world(options.processes)
 
     data = [artifacts.load(path, "tokens") for path in options.data]
     tokenizer = artifacts.load(options.tokenizer, "tokenizer")
     base = artifacts.load(options.base, "checkpoint") if options.base else None
     try:
-        made = train_together(settings, data if len(data) > 1 else data[0], tokenizer, base, out=options.out)
+        run = train_watched if watched else train_together
+        made = run(settings, data if len(data) > 1 else data[0], tokenizer, base, out=options.out)
     except PunaError as error:
         if first():
             raise

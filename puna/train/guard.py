@@ -111,13 +111,16 @@ def guard_of(run: Run) -> Guard:
     work, settings = run.out / WORK, run.config.resilience
     if not is_supervised():
         return PlainGuard(work, run.config.save_every_steps)
+    from puna.train.resilience import inject
     from puna.train.resilience.guard import Guard as WatchedGuard
     from puna.train.resilience.peers import Peers
 
     save = replace(settings.save, every_steps=run.config.save_every_steps)
     layout = str(getattr(run.placement, "layout", ""))
     peers = Peers.of(run.placement)
-    return WatchedGuard(replace(settings, save=save), run.out, _capture, state.fill, peers=peers, layout=layout)
+    faults = inject.planned(run.out, run.placement.parts)
+    settings = replace(settings, save=save)
+    return WatchedGuard(settings, run.out, _capture, state.fill, peers=peers, layout=layout, on_beat=faults)
 
 
 def _capture(run: Run) -> tuple[dict[str, Tensor], dict[str, Any], Cut]:

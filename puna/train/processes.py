@@ -15,6 +15,7 @@ import torch.distributed as dist
 from puna import artifacts, log
 from puna.artifacts import Artifact
 from puna.train.loop import train
+from puna.train.resilience.peers import meet
 from puna.train.settings import TrainConfig
 
 
@@ -34,7 +35,7 @@ def joined(config: TrainConfig) -> Iterator[None]:
         log.hush()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    meet("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:

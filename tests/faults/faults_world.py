@@ -69,7 +69,6 @@ def batch(first: int, rank: int, world: int) -> tuple[torch.Tensor, torch.Tensor
 
 def gradients(run: Run, guard: Guard, rank: int, world: int) -> tuple[float, float]:
     guard.beat(run.position.step, "compute")
-    inject.at(run.position.step, "compute", run.model)
     x, y = batch(run.consumed, rank, world)
     x = inject.spoil(run.position.step, x)
     run.optimizer.zero_grad()
@@ -85,7 +84,6 @@ def gradients(run: Run, guard: Guard, rank: int, world: int) -> tuple[float, flo
         p.grad.copy_(flat[place : place + p.numel()].view_as(p))
         place += p.numel()
     guard.beat(run.position.step, "update")
-    inject.at(run.position.step, "update", run.model)
     return flat[-1].item(), nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
 
 
@@ -111,9 +109,10 @@ def train(*, out: str, steps: int, settings: dict, width: int = 32, pause_s: flo
     meet()
     peers = Peers.replicated()
     run = Run(width)
-    with Guard(config.from_json(ResilienceConfig, settings), Path(out), capture, fill, peers=peers) as guard:
+    faults = inject.planned(Path(out), [run.model])
+    how = config.from_json(ResilienceConfig, settings)
+    with Guard(how, Path(out), capture, fill, peers=peers, on_beat=faults) as guard:
         guard.restore(run)
-        inject.prepare(Path(out))
         while not over(run, guard, steps):
             step(run, guard, pause_s)
         if peers.rank == 0:

@@ -80,7 +80,9 @@ class Pulse:
         self._write()
 
     def end(self) -> None:
-        """Stop telling."""
+        """Stop telling; the last word is that all is well."""
+        self.phase = "ended"
+        self._write()
         self._ended.set()
 
     def _live(self) -> None:

@@ -14,6 +14,7 @@ Of the run itself the guard reads `run.position.step` alone.
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -27,7 +28,7 @@ from puna import artifacts, config, log
 from puna.errors import PunaError
 from puna.parallel.placement import Cut
 from puna.planner.policies import SpikeState, Verdict
-from puna.train.resilience import board, home, nodes, signals
+from puna.train.resilience import board, home, nodes, sentry, signals
 from puna.train.resilience.durable import DurableTier
 from puna.train.resilience.image import Snapshot
 from puna.train.resilience.ledger import Ledger
@@ -58,6 +59,7 @@ class Guard:
         *,
         peers: Peers | None = None,
         layout: str = "",
+        on_beat: Callable[[int, str], None] | None = None,
     ):
         self.settings, self.out, self.capture, self.fill, self.layout = settings, Path(out), capture, fill, layout
         self.peers = peers or Peers()
@@ -85,6 +87,7 @@ class Guard:
         self.changing = False  # this thread holds it
         self.run: Any = None
         self.errors = node / "errors"
+        self.on_beat = on_beat  # where faults are injected
 
     def _sharing(self, node: Path) -> Sharing | None:
         """Where another node's loss would take the only copy of a part along, the ranks send theirs around."""
@@ -99,11 +102,14 @@ class Guard:
 
     def __enter__(self) -> "Guard":
         signals.answer(self.leave, self.errors, self.peers.rank)
+        if self.home.by_torchrun and os.environ.get("LOCAL_RANK") == "0":
+            sentry.start(self.errors.parent, self.out, self.peers.world, self.settings.detect)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         signals.ignore()
-        self.pulse.end()
+        if kind is None:
+            self.pulse.end()
 
     def restore(self, run: Any, most: int | None = None) -> bool:
         """Fill `run` from the newest valid state; with `most`, from one of at most so many steps: a roll-back.
@@ -191,6 +197,8 @@ class Guard:
             self.own_s += now - self.phase_began
         self.phase_began, self.phase = now, phase
         self.pulse.beat(step, phase)
+        if self.on_beat is not None:
+            self.on_beat(step, phase)
 
     def _settle(self) -> None:
         self._wait("saving", self.saver.settle)
@@ -291,9 +299,7 @@ class Guard:
         tensors, record, cut = self.capture(run)
         record = {**record, "guard": config.to_json(self.spikes), "layout": self.layout}
         record = json.loads(json.dumps(record))  # the run goes on while it is written
-        snapshot = Snapshot(
-            step=run.position.step, generation=self.generation, tensors=tensors, record=record, cut=cut
-        )
+        snapshot = Snapshot(step=run.position.step, generation=self.generation, tensors=tensors, record=record, cut=cut)
         self.saver.start(snapshot, must=durable or checked)
         if checked:
             self.due = snapshot.key

@@ -27,6 +27,7 @@ class Home:
     root: Path
     supervised: bool
     attempt: int = 0
+    by_torchrun: bool = False
 
     @classmethod
     def of_rank(cls, out: Path, peers: Any) -> "Home":
@@ -37,7 +38,7 @@ class Home:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             run = peers.gather(run_id(out) if peers.rank == 0 else None)[0]
             count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-            return cls(root=open_root(run, out), supervised=True, attempt=count)
+            return cls(root=open_root(run, out), supervised=True, attempt=count, by_torchrun=True)
         root = out / WORK / "staging"
         root.mkdir(parents=True, exist_ok=True)
         return cls(root=root, supervised=False)

@@ -19,6 +19,7 @@ import random
 import resource
 import signal
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def prepare(out: Path) -> None:
     _folder = out / WORK
     path = _folder / PLAN
     _plan = json.loads(path.read_text()) if path.is_file() else []
+
+
+def planned(out: Path, parts: Sequence[torch.nn.Module]) -> Callable[[int, str], None] | None:
+    """What a guard is to call at each beat of a run with a plan; None for one without."""
+    prepare(out)
+    return (lambda step, phase: at(step, phase, torch.nn.ModuleList(parts))) if _plan else None
 
 
 def happened(out: Path) -> list[dict[str, Any]]:

@@ -96,11 +96,11 @@ def node_name() -> str:
     return os.environ.get("PUNA_NODE") or socket.gethostname()
 
 
-def meet(timeout_s: float = 600.0) -> None:
+def meet(backend: str = "gloo", timeout_s: float = 600.0) -> None:
     """Join the default process group, as the launcher or torchrun says where. Nothing is done in a run of one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     where = os.environ.get("PUNA_RENDEZVOUS", "env://")
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     timeout = datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world, timeout=timeout)
+    dist.init_process_group(backend, init_method=where, rank=rank, world_size=world, timeout=timeout)

@@ -11,7 +11,7 @@ from puna.train.resilience import signals
 from puna.train.resilience.launcher import launch
 from puna.train.resilience.supervisor import Job
 
-LOOP = "puna.train.loop"
+MODULES = ("puna.train.processes", "puna.parallel.sharded")
 
 
 def train_watched(
@@ -21,9 +21,8 @@ def train_watched(
     base: Artifact | None,
     *,
     out: Path,
-    processes: int,
 ) -> Artifact:
-    """`train` (puna/train/loop.py) as `processes` supervised ranks on this machine; the checkpoint.
+    """`train` (puna/train/loop.py) as supervised ranks on this machine, as many as the layout says; the checkpoint.
 
     Raises `PunaError` if the run could not go on, and `KeyboardInterrupt` if it was asked to end: the same call goes on.
     """
@@ -38,8 +37,8 @@ def train_watched(
     job = Job(
         target="puna.train.resilience.ranks:rank",
         argument=argument,
-        processes=processes,
-        modules=(LOOP,),
+        processes=settings.layout.world,
+        modules=MODULES,
         settings=settings.resilience,
     )
     if (out / artifacts.MANIFEST).exists():
@@ -57,14 +56,13 @@ def train_watched(
 
 def rank(*, settings: dict[str, Any], data: list[str], tokenizer: str, base: str | None, out: str) -> None:
     """One rank."""
-    from puna.train import loop
-    from puna.train.resilience.peers import meet
+    from puna.train.processes import train_together
+    from puna.train.settings import TrainConfig
 
-    meet()
     sources = [artifacts.load(path) for path in data]
     start = artifacts.load(base) if base else None
-    loop.train(
-        config.from_json(loop.TrainConfig, settings),
+    train_together(
+        config.from_json(TrainConfig, settings),
         sources[0] if len(sources) == 1 else sources,
         artifacts.load(tokenizer),
         start,

@@ -1,0 +1,89 @@
+"""The real loop under the supervisor: killed, stopped and given NaN it ends with the bits of a run that nobody disturbed."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train_world import TOY, build
+
+from puna import artifacts
+from puna.model.checkpoint import load_model
+from puna.parallel.layout import Layout
+from puna.planner.policies import DetectPolicy, SavePolicy
+from puna.train.objectives.lm import LmObjective
+from puna.train.resilience import inject, ledger
+from puna.train.resilience.settings import ResilienceConfig
+from puna.train.schedule import Schedule
+from puna.train.settings import TrainConfig
+
+pytestmark = pytest.mark.skipif(not os.environ.get("PUNA_SLOW"), reason="runs of several processes: PUNA_SLOW=1")
+
+RUN = TrainConfig(
+    lm=LmObjective(sequence_length=32, rows=8, validation_rows=8),
+    model=TOY,
+    steps=40,
+    schedule=Schedule(peak=1e-2, warmup_steps=3, averaged=3),
+    save_every_steps=10,
+    validate_every_steps=20,
+    threads=1,
+    resilience=ResilienceConfig(detect=DetectPolicy(step_budget_s=5.0), save=SavePolicy(), check_every_steps=5),
+)
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from puna import artifacts, config
+from puna.train.resilience.ranks import train_watched
+from puna.train.settings import TrainConfig
+given = json.loads(Path(sys.argv[1]).read_text())
+train_watched(config.from_json(TrainConfig, given["settings"]), artifacts.load(given["data"]),
+              artifacts.load(given["tokenizer"]), None, out=Path(given["out"]))
+"""
+
+
+def watched(world, settings, out, plan=()):
+    import json
+
+    from puna import config
+
+    inject.plan(out, list(plan))
+    given = {"settings": config.to_json(settings), "data": str(world.tokens.path), "out": str(out)}
+    (out.parent / f"{out.name}.json").write_text(json.dumps({**given, "tokenizer": str(world.tokenizer.path)}))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(out.parent / f"{out.name}.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return artifacts.load(out)
+
+
+def same(a, b) -> bool:
+    first, second = (dict(load_model(x.path).named_parameters()) for x in (a, b))
+    return all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(replicate=2), Layout(shard=2), Layout(tensor=2)], ids=str)
+def test_a_disturbed_run_ends_as_an_undisturbed_one(world, tmp_path, layout):
+    settings = replace(RUN, layout=layout)
+    calm = watched(world, settings, tmp_path / "calm")
+    last = layout.world - 1
+    plan = [
+        {"kind": "kill", "step": 7, "rank": last, "phase": "data"},
+        {"kind": "raise", "step": 15, "rank": 0, "phase": "backward"},
+        {"kind": "stop", "step": 23, "rank": last, "phase": "backward"},
+        {"kind": "kill", "step": 33, "rank": 0, "phase": "update"},
+    ]
+    disturbed = watched(world, settings, tmp_path / "disturbed", plan)
+    assert same(calm, disturbed)
+    events = ledger.read(tmp_path / "disturbed")
+    assert [e["kind"] for e in events if e["event"] == "fault"] == ["killed", "crash", "hang", "killed"]
+    restored = [e["step"] for e in events if e["event"] == "restored"][1:]
+    assert all(p["step"] - 1 <= back <= p["step"] for p, back in zip(plan, restored))
+    assert calm.digest == disturbed.digest
