@@ -73,7 +73,11 @@ class Pace:
 
     def done(self, seconds: float) -> int:
         """Steps that are done after so many seconds."""
-        low, high = self.first, self.first + int(seconds / self.step_s) + 1
+        usual = self.step_s + self._durable_stall_s / self.saves.every_steps
+        if self.saves.memory_every_steps:
+            usual += self.memory_stall_s / self.saves.memory_every_steps
+        guess, width = self.first + int(seconds / usual), 2 * self.saves.every_steps
+        low, high = max(self.first, guess - width), guess + width
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.reached_s(middle) <= seconds + 1e-9 else (low, middle - 1)

@@ -87,11 +87,13 @@ class Lemons:
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-    """How a silent corruption comes to light. One that every replica shares escapes the comparison of their hashes."""
+    """How a silent corruption comes to light: replicas compare hashes of their weights.
+
+    A wrong gradient that all replicas got alike escapes that. Such a corruption stays in the weights, and is counted.
+    """
 
     hash_every_steps: int = 100  # 0: never compared
     found: float = 0.9  # share that the comparison finds
-    late_h: float = 12.0  # until a person notices the others
 
     def __post_init__(self) -> None:
         require(self.hash_every_steps >= 0, f"hash_every_steps={self.hash_every_steps} must not be negative")
@@ -180,31 +182,34 @@ def llama3() -> Scenario:
     return Scenario(
         saves=SavePolicy(every_steps=100, memory_every_steps=0, kept=4),
         detect=DetectPolicy(step_budget_s=100.0, beat_timeout_s=10.0),
-        eviction=EvictionPolicy(points=1.0),
         times=Times(start_s=240.0),
     )
 
 
-def plain(*, save_every_steps: int, stall_s: float, detect_s: float, restart_s: float, **changes) -> Scenario:
-    """Only what closed forms know: every interruption the same, always detected and restarted in the same time.
+def plain(
+    *, save_every_steps: int, save_stall_s: float, detect_s: float, restart_s: float, planned_s: float = 0.0, **changes
+) -> Scenario:
+    """Only what closed forms know: every fault the same, always noticed after `detect_s` and over after `restart_s` more.
 
-    The 47 planned interruptions are failures like the others here.
+    `planned_s`: how long each of Llama 3's planned interruptions takes, before which the run saves; 0: there are none.
+    `changes` are further fields of `Scenario`.
     """
     causes = tuple(dataclasses.replace(c, shows="exit", node=False, broken=0.0) for c in LLAMA3.causes)
-    planned = dataclasses.replace(causes[0], name="planned", count=LLAMA3_PLANNED)
-    nothing = dict.fromkeys(("diagnose_s", "swap_s", "load_s", "memory_load_s", "save_write_s", "memory_stall_s"), 0.0)
+    names = (field.name for field in dataclasses.fields(Times) if field.name not in ("start_s", "save_stall_s"))
+    beat = max(detect_s, 1e-3) / 100
     settings = {
-        "failures": dataclasses.replace(LLAMA3, causes=(*causes, planned)),
+        "failures": dataclasses.replace(LLAMA3, causes=causes),
+        "spares": 64,
         "restarts_work": 1.0,
         "bad_saves": 0.0,
         "neighbour_lost": 0.0,
         "day_and_night": 0.0,
-        "maintenance": Maintenance(domain_nodes=0),
+        "maintenance": Maintenance(domain_nodes=64 if planned_s else 0, hours=0.0),
         "stragglers": Stragglers(per_gpu_hour=0.0),
         "lemons": Lemons(share=0.0),
         "saves": SavePolicy(every_steps=save_every_steps, memory_every_steps=0),
-        "detect": DetectPolicy(beat_every_s=0.001, beat_timeout_s=0.002),
+        "detect": DetectPolicy(beat_every_s=beat, beat_timeout_s=99.5 * beat, step_budget_s=200 * beat),
         "restart": RestartPolicy(first_wait_s=0.0, without_progress=1_000_000, budget=1_000_000),
-        "times": Times(stop_s=detect_s, start_s=restart_s, save_stall_s=stall_s, person_s=0.0, **nothing),
+        "times": Times(**dict.fromkeys(names, 0.0), start_s=restart_s, save_stall_s=save_stall_s),
     }
     return Scenario(**{**settings, **changes})
