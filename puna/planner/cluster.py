@@ -3,14 +3,11 @@
 A node is a number. How often something fails follows from who takes part: with its lemons left out, a cluster fails less.
 """
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 
 from puna.planner.scenario import Scenario
-
-_JUDGED_FOR_S = 3600.0  # without a new fault, who is unfit changes only as old faults leave the window
 
 class Cluster:
     """The nodes of one simulated run. Times are seconds since its start."""
@@ -26,8 +23,7 @@ class Cluster:
         self.spares = everybody[scenario.nodes :]
         self.broken: set[int] = set()  # nodes that fail again as soon as they are used
         self.histories: dict[str, list[tuple[float, str]]] = defaultdict(list)
-        self._unfit: set[int] = set()
-        self._judged_s = -math.inf
+        self._suspects: set[str] = set()
         self._draw = draw
         self._times = scenario.lemons.times
         # The table's rate is the average over all nodes, so an ordinary one fails a little less often than that.
@@ -51,19 +47,21 @@ class Cluster:
 
     def note(self, node: int, now_s: float, kind: str) -> None:
         """Remember a fault of a node, as `EvictionPolicy` weighs them."""
-        self.histories[str(node)].append((now_s, kind))
-        self._judged_s = -math.inf
+        policy, history = self.scenario.eviction, self.histories[str(node)]
+        history[:] = [(at_s, what) for at_s, what in history if now_s - at_s <= policy.window_s]
+        history.append((now_s, kind))
+        if policy.weigh(history, now_s) >= policy.points:
+            self._suspects.add(str(node))
 
     def unfit(self, now_s: float) -> set[int]:
-        """The nodes that `EvictionPolicy` leaves out now because of their history."""
-        if now_s - self._judged_s > _JUDGED_FOR_S:
-            policy = self.scenario.eviction
-            oldest = now_s - policy.window_s
-            for name in [name for name, faults in self.histories.items() if faults[-1][0] < oldest]:
-                del self.histories[name]  # what is older than the window weighs nothing
-            self._unfit = {int(name) for name in policy.left_out(self.histories, now_s, self.scenario.nodes)}
-            self._judged_s = now_s
-        return self._unfit
+        """The nodes that `EvictionPolicy` leaves out now because of their history.
+
+        Only a new fault makes a history heavier, so the policy is asked about those that were too heavy then.
+        """
+        policy = self.scenario.eviction
+        self._suspects = {n for n in self._suspects if policy.weigh(self.histories[n], now_s) >= policy.points}
+        suspects = {name: self.histories[name] for name in self._suspects}
+        return {int(name) for name in policy.left_out(suspects, now_s, self.scenario.nodes)} if suspects else set()
 
     def fit_spares(self, now_s: float) -> list[int]:
         """Spares that may take part."""
