@@ -1,11 +1,12 @@
 """The report as one HTML file: no network, no library; styles, script and charts inside."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 from puna.evaluation.report import material, models, record
 from puna.evaluation.report.charts import number, percent
-from puna.evaluation.report.markup import Markup, el, join
+from puna.evaluation.report.markup import Child, Markup, el, join
 from puna.evaluation.report.parts import amount, interval, signed
 from puna.log import duration
 
@@ -37,28 +38,32 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 def page(found: dict[str, Any], *, title: str, note: str, samples: int) -> str:
     """The whole document for what `findings.collect` found."""
+    sections = (
+        _head(found, title, note),
+        material.material(found),
+        models.training(found),
+        models.bits(found),
+        models.tasks(found),
+        models.refusals(found),
+        models.choices(found),
+        models.contamination(found),
+        models.quantisation(found),
+        record.samples(found, samples),
+        record.speed(found),
+        record.time(found),
+        record.lineage(found),
+        record.environment(found),
+        el("footer", "The same numbers for machines are in report.json, beside this file."),
+    )
+    return document(f"{title}: report", sections, _NAVIGATION)
+
+
+def document(title: str, sections: Child, navigation: Sequence[tuple[str, str]]) -> str:
+    """A self-contained page of any sections; `navigation` is (id, text) of those that are linked at its top."""
     body = (
         el("a", "Skip to the content", href="#content", cls="skip"),
-        el("div", el("div", _navigation(), el("button", "Dark", id="theme", type="button", hidden=True)), cls="top"),
-        el(
-            "main",
-            _head(found, title, note),
-            material.material(found),
-            models.training(found),
-            models.bits(found),
-            models.tasks(found),
-            models.refusals(found),
-            models.choices(found),
-            models.contamination(found),
-            models.quantisation(found),
-            record.samples(found, samples),
-            record.speed(found),
-            record.time(found),
-            record.lineage(found),
-            record.environment(found),
-            el("footer", "The same numbers for machines are in report.json, beside this file."),
-            id="content",
-        ),
+        el("div", el("div", _links(navigation), el("button", "Dark", id="theme", type="button", hidden=True)), cls="top"),
+        el("main", sections, id="content"),
         el("script", _asset("page.js")),
     )
     head = (
@@ -66,7 +71,7 @@ def page(found: dict[str, Any], *, title: str, note: str, samples: int) -> str:
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
         el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        el("title", f"{title}: report"),
+        el("title", title),
         el("style", _asset("page.css")),
     )
     return join(Markup("<!doctype html>\n"), el("html", el("head", head), el("body", body), lang="en"), "\n")
@@ -76,8 +81,8 @@ def _asset(name: str) -> Markup:
     return Markup(files("puna.evaluation.report").joinpath(name).read_text())
 
 
-def _navigation() -> Markup:
-    return el("nav", [el("a", text, href=f"#{id}") for id, text in _NAVIGATION], aria_label="Sections")
+def _links(navigation: Sequence[tuple[str, str]]) -> Markup:
+    return el("nav", [el("a", text, href=f"#{id}") for id, text in navigation], aria_label="Sections")
 
 
 def _head(found: dict[str, Any], title: str, note: str) -> Markup:
