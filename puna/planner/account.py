@@ -1,23 +1,23 @@
 """Where every second of a run went: by what was done in it and by the cause that made it so.
 
 Time is never added twice nor forgotten: the clock is always on one item, and the items' sum is the time that passed.
-Steps first count as training. When a run goes back, the seconds of the steps that it goes back over move to `lost`, on the
-account of the cause that sent it back.
+Steps first count as training. When a run goes back, the seconds of the steps that it goes back over move to `repeated`, on the
+account of the cause that sent it back. The names are those of the trainer's own goodput ledger, where it has them.
 """
 
 from collections import defaultdict
 from dataclasses import dataclass
 
 TRAINING = "training"  # at the usual speed, in steps that count
-SLOW = "waiting for slow nodes"  # what steps that count took longer because of a slow node
-DAY = "slower by day"
-SAVING = "standing still to save"
-LOST = "steps made again"
-DETECTING = "not noticing"
-STOPPING = "stopping and diagnosing"
+SLOW = "slow nodes"  # what steps that count took longer because of a slow node
+DAY = "warm days"  # ... and because of the time of day
+SAVING = "saving"  # standing still to save
+LOST = "repeated"  # steps that had to be made again
+DETECTING = "detecting"
+STOPPING = "stopping"  # and diagnosing
 RESTARTING = "restarting"
-NO_NODE = "waiting for a node"
-PERSON = "waiting for a person"
+NO_NODE = "no node"  # waiting for one
+PERSON = "no person"  # waiting for one
 MAINTENANCE = "maintenance"
 KINDS = (TRAINING, SLOW, DAY, SAVING, LOST, DETECTING, STOPPING, RESTARTING, NO_NODE, PERSON, MAINTENANCE)
 COUNTS = (TRAINING, SLOW, DAY)  # time in steps that are part of the result

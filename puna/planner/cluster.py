@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from puna.planner.scenario import Scenario
 
+
 class Cluster:
     """The nodes of one simulated run. Times are seconds since its start."""
 

@@ -70,10 +70,10 @@ def expected(scenario: Scenario) -> float:
 
     Left out: lemons, stragglers, restarts that fail because of a node, damaged saves, waits for nodes or persons.
     """
-    times, saves = scenario.times, scenario.saves
-    memory = bool(saves.memory_every_steps)
-    every = saves.memory_every_steps or saves.every_steps
-    stall = times.memory_stall_s + times.save_stall_s * every / saves.every_steps if memory else times.save_stall_s
+    times, save = scenario.times, scenario.save
+    memory = bool(save.memory_every_steps)
+    every = save.memory_every_steps or save.every_steps
+    stall = times.memory_stall_s + times.save_stall_s * every / save.every_steps if memory else times.save_stall_s
     load = times.memory_load_s if memory else times.load_s
     fixed = times.stop_s + times.diagnose_s
     detect = _mean_detection_s(scenario)

@@ -29,7 +29,9 @@ class Cause:
 
     name: str
     count: float  # interruptions observed
-    shows: Shows = "exit"  # a process is gone; all wait for one that does not answer; or nothing is seen, and numbers are wrong
+    shows: Shows = (
+        "exit"  # a process is gone; all wait for one that does not answer; or nothing is seen, and numbers are wrong
+    )
     node: bool = True  # is one node to blame?
     broken: float = 0.0  # share of these faults that come back at once on the same node, until it is repaired
     repair_h: float = 24.0  # until the node is back, once it was taken out

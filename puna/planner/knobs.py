@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from puna.planner.scenario import Scenario
-from puna.planner.study import Change, Spread, Study, difference, notice_after, restart_in, save_every, study, with_spares
+from puna.planner.study import (
+    Change,
+    Spread,
+    Study,
+    difference,
+    notice_after,
+    save_every,
+    study,
+    with_spares,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +70,9 @@ def _field(title: str, name: str, better: float | None, worse: float | None, *, 
 
 def _factor(title: str, part: str, name: str, better: float, worse: float) -> Knob:
     def by(factor: float) -> Change:
-        return lambda s: replace(s, **{part: replace(getattr(s, part), **{name: getattr(getattr(s, part), name) * factor})})
+        return lambda s: replace(
+            s, **{part: replace(getattr(s, part), **{name: getattr(getattr(s, part), name) * factor})}
+        )
 
     return Knob(
         name=title,
@@ -73,11 +84,11 @@ def _factor(title: str, part: str, name: str, better: float, worse: float) -> Kn
 
 
 def _memory(every: int) -> Change:
-    return lambda s: replace(s, saves=replace(s.saves, memory_every_steps=every))
+    return lambda s: replace(s, save=replace(s.save, memory_every_steps=every))
 
 
 def _memory_shown(scenario: Scenario) -> str:
-    every = scenario.saves.memory_every_steps
+    every = scenario.save.memory_every_steps
     return f"every {every} steps" if every > 1 else "every step" if every else "none"
 
 
@@ -108,9 +119,9 @@ KNOBS = (
     Knob(
         name="durable save every",
         yours=True,
-        better=lambda s: save_every(s, s.saves.every_steps / 2),
-        worse=lambda s: save_every(s, s.saves.every_steps * 2),
-        shown=lambda s: f"{s.saves.every_steps} steps",
+        better=lambda s: save_every(s, s.save.every_steps / 2),
+        worse=lambda s: save_every(s, s.save.every_steps * 2),
+        shown=lambda s: f"{s.save.every_steps} steps",
     ),
     Knob(name="copies in memory", yours=True, better=_memory(1), worse=_memory(0), shown=_memory_shown),
     _time("starting processes and communicators", "start_s"),
@@ -174,9 +185,7 @@ def turned(scenario: Scenario, knobs: Sequence[Knob], seeds: Sequence[int]) -> I
     for knob in knobs:
         gain, better = _effect(usual, knob.better, knob, seeds)
         loss, worse = _effect(usual, knob.worse, knob, seeds)
-        yield Turned(
-            knob=knob, now=knob.shown(scenario), better_value=better, worse_value=worse, gain=gain, loss=loss
-        )
+        yield Turned(knob=knob, now=knob.shown(scenario), better_value=better, worse_value=worse, gain=gain, loss=loss)
 
 
 def _effect(usual: Study, change: Change | None, knob: Knob, seeds: Sequence[int]) -> tuple[Spread | None, str]:

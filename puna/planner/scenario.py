@@ -92,7 +92,8 @@ class Corruption:
     A wrong gradient that all replicas got alike escapes that. Such a corruption stays in the weights, and is counted.
     """
 
-    hash_every_steps: int = 100  # 0: never compared
+    hash_every_steps: int = 10  # 0: never compared
+    before_saves: bool = True  # also compared before each durable save, so that none holds wrong numbers
     found: float = 0.9  # share that the comparison finds
 
     def __post_init__(self) -> None:
@@ -123,12 +124,12 @@ class Scenario:
     stragglers: Stragglers = field(default_factory=Stragglers)
     lemons: Lemons = field(default_factory=Lemons)
     corruption: Corruption = field(default_factory=Corruption)
-    saves: SavePolicy = field(default_factory=SavePolicy)
+    save: SavePolicy = field(default_factory=SavePolicy)
     detect: DetectPolicy = field(default_factory=DetectPolicy)
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     eviction: EvictionPolicy = field(default_factory=EvictionPolicy)
     straggler: StragglerPolicy = field(default_factory=StragglerPolicy)
-    spike: SpikePolicy = field(default_factory=SpikePolicy)
+    spikes: SpikePolicy = field(default_factory=SpikePolicy)
 
     def __post_init__(self) -> None:
         require(0 < self.gpus <= 1_000_000, f"gpus={self.gpus} must be 1 to 1,000,000")
@@ -180,8 +181,9 @@ def llama3() -> Scenario:
     copies in memory, so there are none here; durable saves each 100 steps, a watchdog of 100 s, restarts in 5 minutes.
     """
     return Scenario(
-        saves=SavePolicy(every_steps=100, memory_every_steps=0, kept=4),
+        save=SavePolicy(every_steps=100, memory_every_steps=0, kept=4),
         detect=DetectPolicy(step_budget_s=100.0, beat_timeout_s=10.0),
+        corruption=Corruption(hash_every_steps=100, before_saves=False),
         times=Times(start_s=240.0),
     )
 
@@ -207,7 +209,7 @@ def plain(
         "maintenance": Maintenance(domain_nodes=64 if planned_s else 0, hours=0.0),
         "stragglers": Stragglers(per_gpu_hour=0.0),
         "lemons": Lemons(share=0.0),
-        "saves": SavePolicy(every_steps=save_every_steps, memory_every_steps=0),
+        "save": SavePolicy(every_steps=save_every_steps, memory_every_steps=0),
         "detect": DetectPolicy(beat_every_s=beat, beat_timeout_s=99.5 * beat, step_budget_s=200 * beat),
         "restart": RestartPolicy(first_wait_s=0.0, without_progress=1_000_000, budget=1_000_000),
         "times": Times(**dict.fromkeys(names, 0.0), start_s=restart_s, save_stall_s=save_stall_s),

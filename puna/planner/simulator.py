@@ -35,6 +35,8 @@ PLANNED = "planned maintenance"
 STRAGGLER = "slow node"
 SPIKE = "jump of the loss"
 STARTING = "restart that failed"
+STAYED = "corruption that stayed"
+HELP = "person needed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +99,11 @@ class _Simulation:
         self.scenario, self.seed = scenario, seed
         self.env = simpy.Environment()
         self.interrupt = simpy.Interrupt
-        self.streams = {name: random.Random(f"{seed} {name}") for name in ("faults", "nodes", "slow", "restarts", "copies")}
+        self.streams = {
+            name: random.Random(f"{seed} {name}") for name in ("faults", "nodes", "slow", "restarts", "copies")
+        }
         self.cluster = Cluster(scenario, self.streams["nodes"])
-        self.copies = Copies(scenario.saves, scenario.bad_saves, self.streams["copies"])
+        self.copies = Copies(scenario.save, scenario.bad_saves, self.streams["copies"])
         self.day = Day(scenario.day_and_night)
         self.account = Account()
         self.counts: Counter[str] = Counter()
@@ -256,8 +260,9 @@ class _Simulation:
             self.stopped = None
         self.pace = Pace(
             self.step,
-            scenario.step_s * max((self.slow[node] for node in self.slow if self.cluster.takes_part(node)), default=1.0),
-            scenario.saves,
+            scenario.step_s
+            * max((self.slow[node] for node in self.slow if self.cluster.takes_part(node)), default=1.0),
+            scenario.save,
             times.save_stall_s,
             times.save_write_s,
             times.memory_stall_s,
@@ -353,11 +358,12 @@ class _Simulation:
         """From now on the weights are wrong, and every copy that is made of them."""
         settings = self.scenario.corruption
         self.wrong, self.right_until = trouble, self.step
-        every = settings.hash_every_steps
-        found = every and self.streams["copies"].random() < settings.found
-        self.found_at = (self.step // every + 1) * every if found else None
-        if not found:
-            self.counts["corruption that stayed"] += 1
+        checks = [settings.hash_every_steps] if settings.hash_every_steps else []
+        checks += [self.scenario.save.every_steps] if settings.before_saves else []
+        if checks and self.streams["copies"].random() < settings.found:
+            self.found_at = min((self.step // every + 1) * every for every in checks)
+        else:
+            self.counts[STAYED] += 1
             self.wrong = None
 
     def _cure(self) -> None:
@@ -372,7 +378,9 @@ class _Simulation:
         if planned:
             self.counts[PLANNED] += 1
         if not planned or scenario.maintenance.notice:
-            yield from self._spend(times.save_stall_s + times.save_write_s, to.MAINTENANCE if planned else to.SAVING, cause)
+            yield from self._spend(
+                times.save_stall_s + times.save_write_s, to.MAINTENANCE if planned else to.SAVING, cause
+            )
             if self.wrong is None:
                 self.copies.save_now(self.step, self.now)
         else:
@@ -398,7 +406,7 @@ class _Simulation:
             yield from self._gather(cause)
             verdict, self.restarts = scenario.restart.decide(self.restarts, self.now, self.step)
             if not verdict.go:
-                self.counts["person needed"] += 1
+                self.counts[HELP] += 1
                 yield from self._spend(times.person_s, to.PERSON, cause)
                 self.restarts = RestartState()
             yield from self._spend(verdict.wait_s, to.RESTARTING, cause)
@@ -468,7 +476,7 @@ class _Simulation:
 
     def _judge(self) -> Generator:
         """A jump of the loss, as many steps long as it lasts: what `SpikePolicy` says is done."""
-        scenario, policy = self.scenario, self.scenario.spike
+        scenario, policy = self.scenario, self.scenario.spikes
         usual, jump = 1.0, 100.0
         if not self.spikes.losses:
             full = (usual,) * policy.window
@@ -489,7 +497,7 @@ class _Simulation:
                 yield from self._spend(load, to.RESTARTING, SPIKE)
                 return
             if verdict.action == "stop":
-                self.counts["person needed"] += 1
+                self.counts[HELP] += 1
                 yield from self._spend(scenario.times.person_s, to.PERSON, SPIKE)
                 self.spikes = SpikeState()
                 return

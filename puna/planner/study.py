@@ -33,7 +33,11 @@ def spread(values: Sequence[float]) -> Spread:
     ordered = sorted(values)
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return Spread(
-        mean=statistics.fmean(values), error=error, low=_quantile(ordered, 0.05), high=_quantile(ordered, 0.95), n=len(values)
+        mean=statistics.fmean(values),
+        error=error,
+        low=_quantile(ordered, 0.05),
+        high=_quantile(ordered, 0.95),
+        n=len(values),
     )
 
 
@@ -86,10 +90,14 @@ class Study:
 
         Saves cost too, and appear under the run itself; so does the day's warmth. Neither is a share of training.
         """
-        causes = {cause for run in self.runs for (kind, cause) in run.account.seconds if kind not in (to.TRAINING, to.DAY)}
+        causes = {
+            cause for run in self.runs for (kind, cause) in run.account.seconds if kind not in (to.TRAINING, to.DAY)
+        }
         rows = []
         for cause in causes:
-            seconds = self.share(cause=cause) - sum(self.share(cause=cause, kind=kind) for kind in (to.TRAINING, to.DAY))
+            seconds = self.share(cause=cause) - sum(
+                self.share(cause=cause, kind=kind) for kind in (to.TRAINING, to.DAY)
+            )
             rows.append((cause, self.count(cause), seconds))
         return sorted(rows, key=lambda row: -row[2])
 
@@ -123,7 +131,7 @@ class Sweep:
 
 def save_every(scenario: Scenario, steps: float) -> Scenario:
     """`scenario` with a durable save every `steps` steps (rounded)."""
-    return replace(scenario, saves=replace(scenario.saves, every_steps=max(1, round(steps))))
+    return replace(scenario, save=replace(scenario.save, every_steps=max(1, round(steps))))
 
 
 def notice_after(scenario: Scenario, seconds: float) -> Scenario:
@@ -167,7 +175,9 @@ AXES = {
         title="Spare nodes",
         unit="nodes",
         change=with_spares,
-        values=lambda scenario: tuple(sorted({round(scenario.nodes * s) for s in (0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)})),
+        values=lambda scenario: tuple(
+            sorted({round(scenario.nodes * s) for s in (0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)})
+        ),
     ),
     "detection": Axis(
         title="A hang is noticed after",
@@ -184,7 +194,9 @@ AXES = {
 }
 
 
-def sweep(scenario: Scenario, axis: Axis, values: Sequence[float], seeds: Sequence[int]) -> Iterator[tuple[float, Study]]:
+def sweep(
+    scenario: Scenario, axis: Axis, values: Sequence[float], seeds: Sequence[int]
+) -> Iterator[tuple[float, Study]]:
     """Simulate `scenario` with each value of `axis`, one after the other."""
     for value in values:
         yield value, study(axis.change(scenario, value), seeds)
