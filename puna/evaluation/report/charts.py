@@ -7,7 +7,7 @@ a `<title>`, which browsers show as a tooltip and read aloud.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from puna.evaluation.report.markup import Markup, el
@@ -133,8 +133,19 @@ class Curve:
     style: str = "smooth"
 
 
-def lines(curves: Sequence[Curve], *, x_label: str, y_label: str, square: bool = False, zero: bool = False) -> Markup:
-    """Curves over a common pair of axes, their labels in a legend above; `zero` starts the vertical axis at 0."""
+def lines(
+    curves: Sequence[Curve],
+    *,
+    x_label: str,
+    y_label: str,
+    square: bool = False,
+    zero: bool = False,
+    at: Sequence[tuple[float, str]] = (),
+) -> Markup:
+    """Curves over a common pair of axes, their labels in a legend above; `zero` starts the vertical axis at 0.
+
+    `at`: where the horizontal axis is labelled, and how, for a scale that is not even; else at round numbers.
+    """
     points = [p for c in curves for p in c.points if math.isfinite(p[1])]
     if not points:
         return el("p", "not measured", cls="missing")
@@ -142,7 +153,7 @@ def lines(curves: Sequence[Curve], *, x_label: str, y_label: str, square: bool =
     # A spike in the first steps must not flatten all the rest.
     ys = sorted(y for _, y in points)
     y0, y1 = _extent([0.0 if zero else ys[0], ys[max(0, math.ceil(0.995 * len(ys)) - 1)]])
-    x_ticks, y_ticks = ticks(x0, x1), ticks(y0, y1, 4)
+    x_ticks, y_ticks = at or ticks(x0, x1), ticks(y0, y1, 4)
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
         return 1000 * (point[0] - x0) / (x1 - x0), 1000 * (1 - min(1.0, (point[1] - y0) / (y1 - y0)))
@@ -157,7 +168,7 @@ def lines(curves: Sequence[Curve], *, x_label: str, y_label: str, square: bool =
     plot = [
         *(el("line", x1=0, x2="100%", y1=down(t), y2=down(t), cls="grid") for t, _ in y_ticks),
         el("svg", inner, viewBox="0 0 1000 1000", preserveAspectRatio="none", cls="plane"),
-        *(_dot(p, c.label, place, x_label) for c in curves if c.style == "points" for p in c.points),
+        *(_dot(p, c.label, place, x_label, dict(at)) for c in curves if c.style == "points" for p in c.points),
     ]
     x_axis = [el("text", label, x=_share(across(t)), y=12, text_anchor=_anchor(across(t))) for t, label in x_ticks]
     y_axis = [el("text", label, x="100%", y=down(t), dy=4, text_anchor="end") for t, label in y_ticks]
@@ -184,9 +195,9 @@ def _curve(curve: Curve, place: Callable) -> Markup:
     return el("polyline", el("title", curve.label), points=points, cls=f"curve {curve.style}")
 
 
-def _dot(point: tuple[float, float], label: str, place: Callable, x_label: str) -> Markup:
+def _dot(point: tuple[float, float], label: str, place: Callable, x_label: str, names: Mapping[float, str]) -> Markup:
     x, y = place(point)
-    said = f"{label}: {number(point[1])} at {x_label} {number(point[0])}"
+    said = f"{label}: {number(point[1])} at {x_label} {names.get(point[0], number(point[0]))}"
     return el("circle", el("title", said), cx=_share(x / 1000), cy=_share(y / 1000), r=3.5, cls="dot")
 
 
