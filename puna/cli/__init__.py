@@ -18,7 +18,7 @@ from typing import Any
 
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
-from puna.cli import checkpoints, measuring, pretraining, running
+from puna.cli import checkpoints, measuring, pretraining, running, simulating
 from puna.cli.paths import model_path
 from puna.errors import ConfigError, PunaError
 
@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     measuring.add(commands, _add)
     pretraining.add(commands, _add)
     running.add(commands, _add)
+    simulating.add(commands, _add)
     return top
 
 

@@ -174,6 +174,12 @@ class Scenario:
         return self.maintenance.cycle_days * DAY_S / -(-self.nodes // self.maintenance.domain_nodes)
 
 
+def on(scenario: Scenario, gpus: int) -> Scenario:
+    """`scenario` on another number of GPUs, with the same share of spares, at least one node."""
+    resized = dataclasses.replace(scenario, gpus=gpus)
+    return dataclasses.replace(resized, spares=math.ceil(scenario.spares * resized.nodes / scenario.nodes))
+
+
 def llama3() -> Scenario:
     """Llama 3 405B's 54 days: what is published, and for the rest a cautious guess.
 
