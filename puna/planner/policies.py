@@ -92,6 +92,7 @@ class SpikeState:
     losses: tuple[float, ...] = ()  # of accepted steps, newest last
     norms: tuple[float, ...] = ()
     bad_steps: tuple[int, ...] = ()  # since the last roll-back or calm
+    last_bad: int = -1  # the newest bad step that is not forgiven, also after a roll-back
     roll_backs: int = 0
     lowerings: int = 0
     rate: float = 1.0
@@ -161,11 +162,12 @@ class SpikePolicy:
             losses=(*state.losses, loss)[-self.window :],
             norms=(*state.norms, norm)[-self.window :],
         )
-        if state.bad_steps and step - state.bad_steps[-1] > self.calm_steps:
-            state = replace(state, bad_steps=(), roll_backs=0, lowerings=0)
+        if state.last_bad >= 0 and step - state.last_bad > self.calm_steps:
+            state = replace(state, bad_steps=(), last_bad=-1, roll_backs=0, lowerings=0)
         return state
 
     def _escalate(self, state: SpikeState, step: int, why: str) -> tuple[Verdict, SpikeState]:
+        state = replace(state, last_bad=step)
         bad = (*(s for s in state.bad_steps if s < step), step)
         recent = [s for s in bad if step - s <= self.calm_steps]
         if len(recent) <= self.skips:

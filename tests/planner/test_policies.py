@@ -131,6 +131,15 @@ def test_old_faults_are_forgiven():
         assert verdict.action == ("skip" if bad else "go")
 
 
+def test_a_roll_back_is_forgiven_too():
+    policy = SpikePolicy(skips=1, calm_steps=20, roll_backs=1)
+    state = calm(policy, 50)
+    for step in range(50, 400):
+        bad = step % 100 in (50, 51)
+        verdict, state = policy.judge(state, step, math.nan if bad else 3.0, 1.0, repeated=True)
+        assert verdict.action == ("go" if not bad else "skip" if step % 100 == 50 else "roll_back"), step
+
+
 def test_a_planned_change_of_data_is_no_spike():
     policy = SpikePolicy()
     state = policy.forget(calm(policy, 50))
