@@ -18,6 +18,7 @@ PAGES = [
         "docs/tour.md",
         "docs/engine.md",
         "docs/parallel.md",
+        "docs/reliability-simulation.md",
         "docs/architecture.md",
     )
 ]

@@ -147,8 +147,8 @@ class Scenario:
         if self.failures.count and self.failure_factor:
             between = self.between_faults_s
             require(
-                between > 60,
-                f"with {self.gpus:,} GPUs something would fail every {between:.0f} s",
+                between > self.step_s,
+                f"with {self.gpus:,} GPUs something would fail every {between:.3g} s, and a step takes {self.step_s:g} s",
                 hint="no run gets ahead then: take fewer GPUs, or failure_factor below 1",
             )
 

@@ -107,7 +107,7 @@ def test_interrupted_it_shows_what_it_has(capsys, monkeypatch):
         (["save.every_step=3"], "did you mean 'every_steps'?"),
         (["restarts_work=0"], "restarts_work=0.0 must be above 0"),
         (["--failures", "missing.json"], "missing.json is not a table of failures"),
-        (["--gpus", "1000000", "failure_factor=9"], "something would fail every"),
+        (["--gpus", "1000000", "failure_factor=40"], "something would fail every"),
     ],
 )
 def test_mistakes_are_answered_with_what_is_accepted(capsys, arguments, message):
