@@ -71,7 +71,9 @@ def test_a_table_of_failures_of_ones_own_is_used(capsys, tmp_path):
 
 
 def test_settings_that_do_not_go_together_are_pointed_out(capsys):
-    found = simulated(capsys, "--seeds", 1, "--quick", "--spares", 3, "times.save_write_s=900", "detect.step_budget_s=2")
+    found = simulated(
+        capsys, "--seeds", 1, "--quick", "--spares", 3, "times.save_write_s=900", "detect.step_budget_s=2"
+    )
     assert len(found["notes"]) == 3
 
 
