@@ -16,8 +16,8 @@ from puna.log import duration
 from puna.planner import account as to
 from puna.planner.expected import daly_interval_s, expected, young_interval_s
 from puna.planner.knobs import Turned
+from puna.planner.run import HELP, PLANNED, STARTING, STAYED
 from puna.planner.scenario import Scenario
-from puna.planner.simulator import HELP, PLANNED, STARTING, STAYED
 from puna.planner.study import AXES, Study, Sweep
 
 SHOWN_CAUSES = 12

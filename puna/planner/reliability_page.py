@@ -12,7 +12,7 @@ from puna.evaluation.report.parts import panel, panels, section, table
 from puna.log import duration
 from puna.planner import account as to
 from puna.planner.reliability import hanging
-from puna.planner.simulator import PLANNED
+from puna.planner.run import PLANNED
 
 _NAVIGATION = (
     ("time", "Time"),

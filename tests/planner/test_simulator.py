@@ -14,6 +14,7 @@ from puna.planner.detection import seconds_until_suspected, steps_until_slow
 from puna.planner.expected import daly_effective_time, expected
 from puna.planner.failures import LLAMA3, Cause
 from puna.planner.policies import DetectPolicy, EvictionPolicy, RestartPolicy, SavePolicy, StragglerPolicy
+from puna.planner.run import HELP, PLANNED, SPIKE, STAYED
 from puna.planner.scenario import (
     Corruption,
     Lemons,
@@ -25,7 +26,7 @@ from puna.planner.scenario import (
     on,
     plain,
 )
-from puna.planner.simulator import HELP, PLANNED, SPIKE, STAYED, simulate
+from puna.planner.simulator import simulate
 from puna.planner.study import study
 
 pytest.importorskip("simpy")
