@@ -4,7 +4,7 @@
     Daly (2006)    time to do T seconds of work, saving each t:  M exp(R/M) (exp((t+d)/M) - 1) T/t    R seconds a restart
                    best t: sqrt(2dM) (1 + sqrt(d/2M)/3 + d/18M) - d  for d < 2M, else M
 
-Sources: J. W. Young, CACM 17(9), 1974; J. T. Daly, FGCS 22(3), 2006, equations 20 and 37. Both assume that faults come
+Sources: J. W. Young, CACM 17(9), 1974; J. T. Daly, FGCS 22(3), 2006. Both assume that faults come
 at random at a constant rate, also while a run restarts. `expected_effective_time` adds planned interruptions with notice,
 which lose no steps, and saves that are durable only some time after they began. `simulator.py` knows the rest.
 """

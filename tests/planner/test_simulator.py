@@ -1,10 +1,12 @@
 """The simulated cluster: its clock adds up, it agrees with closed forms, and its policies are the trainer's."""
 
 import dataclasses
+import os
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -301,3 +303,23 @@ def test_the_simulator_and_its_page_need_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_its_policies_are_those_of_the_trainers_settings():
+    from puna.train.resilience.settings import ResilienceConfig
+
+    trainer, scenario = ResilienceConfig(), Scenario()
+    names = [
+        field.name for field in dataclasses.fields(trainer) if dataclasses.is_dataclass(getattr(trainer, field.name))
+    ]
+    assert len(names) == 6
+    assert {name: getattr(scenario, name) for name in names} == {name: getattr(trainer, name) for name in names}
+    assert scenario.corruption.hash_every_steps == trainer.check_every_steps
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("PUNA_SLOW"), reason="four minutes of real processes; PUNA_SLOW=1 runs it")
+def test_a_real_run_that_is_killed_at_random_comes_out_within_five_points():
+    script = Path(__file__).parents[2] / "benchmarks" / "simulated_goodput.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
