@@ -51,7 +51,7 @@ MANIFEST = "manifest.json"
 BEGUN = ".begun.json"
 WORK = "work"
 MEASUREMENTS = ("metrics.jsonl",)  # holds speeds, which differ from run to run: kept and hashed, but not identity
-JOURNALS = ("ledger.jsonl", "nodes.jsonl", "goodput.svg")  # what happened to a run, told also after its end: not content
+JOURNALS = ("ledger.jsonl", "nodes.jsonl", "goodput.svg")  # what happened to a run, told after its end too: not content
 
 
 @dataclass(frozen=True)

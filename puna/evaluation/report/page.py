@@ -62,7 +62,11 @@ def document(title: str, sections: Child, navigation: Sequence[tuple[str, str]])
     """A self-contained page of any sections; `navigation` is (id, text) of those that are linked at its top."""
     body = (
         el("a", "Skip to the content", href="#content", cls="skip"),
-        el("div", el("div", _links(navigation), el("button", "Dark", id="theme", type="button", hidden=True)), cls="top"),
+        el(
+            "div",
+            el("div", _links(navigation), el("button", "Dark", id="theme", type="button", hidden=True)),
+            cls="top",
+        ),
         el("main", sections, id="content"),
         el("script", _asset("page.js")),
     )
