@@ -201,7 +201,8 @@ class Frontier:
 
     def tokens(self, flops: float) -> Estimate:
         _positive(flops=flops)
-        drawn = np.exp(self.draws[:, 0] + self.draws[:, 1] * math.log(flops))
+        with np.errstate(over="ignore"):
+            drawn = np.exp(self.draws[:, 0] + self.draws[:, 1] * math.log(flops))
         return _interval(self.factor * flops**self.exponent, drawn)
 
     def optimum(self, flops: float, *, per_parameter: float = FLOPS_PER_PARAMETER) -> Optimum:
