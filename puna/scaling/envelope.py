@@ -55,7 +55,9 @@ def fit(
     sizes = np.array([c.parameters for c in curves], dtype=float)
     if len(set(sizes.tolist())) < 2 * _REACH + 1:
         hint = f"run {2 * _REACH + 1} sizes or more for tokens that overlap in compute"
-        raise DataError(f"an envelope needs curves of {2 * _REACH + 1} sizes, not {len(set(sizes.tolist()))}", hint=hint)
+        raise DataError(
+            f"an envelope needs curves of {2 * _REACH + 1} sizes, not {len(set(sizes.tolist()))}", hint=hint
+        )
     compute = _compute(curves, per_parameter, steps)
     table = _table(curves, compute, per_parameter)  # (C, run)
     windows = _windows(table)

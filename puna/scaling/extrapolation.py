@@ -72,6 +72,8 @@ def by_size(points: Points) -> list[Hidden]:
             return []
         for d, loss in zip(points.tokens[hidden], points.loss[hidden]):
             found.append(
-                Hidden(parameters=float(size), tokens=float(d), loss=float(loss), predicted=law.loss(float(size), float(d)))
+                Hidden(
+                    parameters=float(size), tokens=float(d), loss=float(loss), predicted=law.loss(float(size), float(d))
+                )
             )
     return found

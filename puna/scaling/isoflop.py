@@ -164,7 +164,9 @@ def _grid_warnings(group: Points) -> list[str]:
     if len(group) >= 5:
         shift = _cubic_shift(design, at)
         if shift is None or abs(shift) > _DISPLACED:
-            moved = "has no minimum there" if shift is None else f"has its minimum {np.expm1(shift):+.0%} in tokens away"
+            moved = (
+                "has no minimum there" if shift is None else f"has its minimum {np.expm1(shift):+.0%} in tokens away"
+            )
             found.append(
                 f"a cubic through the same runs {moved}: the grid reaches too far or lies off-centre for a "
                 "parabola; add runs near the minimum, or trust the parametric fit"

@@ -18,7 +18,9 @@ from puna.errors import DataError
 from puna.scaling.law import FLOPS_PER_PARAMETER, Counts, Seen
 
 _SAME_BUDGET = 0.1  # runs whose FLOPs differ by less than this share belong to one budget
-_RATIO_SPREAD = 1.15  # largest over smallest FLOPs / (6 N D) that one way of counting explains: attention grows a little
+_RATIO_SPREAD = (
+    1.15  # largest over smallest FLOPs / (6 N D) that one way of counting explains: attention grows a little
+)
 
 
 @dataclass(frozen=True, kw_only=True)
