@@ -61,13 +61,13 @@ def fit(points: Points, *, name: str = "runs", draws: int = 200, seed: int = 0) 
     return parametric.fit(points, name=name, draws=draws, seed=seed, drift=measured_drift(points))
 
 
-def by_size(points: Points) -> list[Hidden]:
+def by_size(points: Points, drift: float) -> list[Hidden]:
     """Every size in turn hidden and predicted from the others. Empty where too few are left."""
     found = []
     for size in np.unique(points.parameters):
         hidden = points.parameters == size
         try:
-            law = fit(points.where(~hidden), draws=60)
+            law = parametric.fit(points.where(~hidden), draws=60, drift=drift)
         except DataError:
             return []
         for d, loss in zip(points.tokens[hidden], points.loss[hidden]):

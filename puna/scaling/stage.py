@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def curve_of(run: Artifact, counts: Counts) -> TrainingCurve:
     tokens = np.cumsum([line["tokens"] for line in lines]).astype(float)
     loss = np.array([line["loss"] for line in lines])
     edges = np.unique(np.geomspace(max(1, len(loss) // 20), len(loss), _SMOOTHED).astype(int))
-    pairs = [(tokens[a:b].mean(), loss[a:b].mean()) for a, b in zip(edges[:-1], edges[1:])]
+    pairs = [(tokens[a:b].mean(), loss[a:b].mean()) for a, b in pairwise(edges)]
     x, y = (np.array(c) for c in zip(*pairs)) if pairs else (tokens, loss)
     return TrainingCurve(parameters=float(getattr(counted(_model(run)), counts)), tokens=x, loss=y)
 
@@ -116,7 +117,7 @@ def analysed(config: FitConfig, points: Points, curves: Sequence[TrainingCurve] 
     for n, d, loss in zip(hidden.parameters, hidden.tokens, hidden.loss):
         found["errors"]["predicted"].append(_error(extrapolation.Hidden(
             parameters=float(n), tokens=float(d), loss=float(loss), predicted=law.loss(float(n), float(d)))))  # fmt: skip
-    found["errors"]["by_size"] = [_error(h) for h in extrapolation.by_size(fitted)]
+    found["errors"]["by_size"] = [_error(h) for h in extrapolation.by_size(fitted, law.drift)]
     found["warnings"] = list(dict.fromkeys(warnings))
     return found, law
 
