@@ -25,7 +25,7 @@ def running(name: str, settings: Any, out: Path) -> Iterator[tuple[Keep, Finish]
     model=...)`, which writes the report, `run.json`, and says how to go on.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with _held(out / ".lock", out):
+    with held(out / ".lock", out):
         started = time.monotonic()
         complete = _complete(out, settings)
         if not complete:
@@ -72,7 +72,7 @@ def _farewell(out: Path, complete: bool, seconds: float) -> None:
 
 
 @contextmanager
-def _held(path: Path, out: Path) -> Iterator[None]:
+def held(path: Path, out: Path) -> Iterator[None]:
     """A lock that the kernel drops when the process ends, however it ends."""
     with path.open("w") as file:
         try:
