@@ -18,7 +18,7 @@ from typing import Any
 
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
-from puna.cli import checkpoints, measuring, pretraining, running, simulating
+from puna.cli import checkpoints, measuring, pretraining, running, scaling, simulating
 from puna.cli.paths import model_path
 from puna.errors import ConfigError, PunaError
 
@@ -41,6 +41,7 @@ STAGES = {
     "measure_baselines": "puna.evaluation.baselines",
     "check_contamination": "puna.posttrain.evaluation",
     "quantise": "puna.quant",
+    "fit_scaling": "puna.scaling.stage",
     "write_report": "puna.evaluation.report",
 }
 
@@ -114,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     pretraining.add(commands, _add)
     running.add(commands, _add)
     simulating.add(commands, _add)
+    scaling.add(commands, _add)
     return top
 
 

@@ -249,4 +249,3 @@ def planned_runs(study: Study) -> list[PlannedRun]:
         last = grid.beyond * budgets(grid)[-1]
         runs.append(run_at(grid, last, centre(grid, last, None), predicted=True))
     return runs
-
