@@ -210,10 +210,9 @@ def _size(e: dict[str, float]) -> str:
 
 
 def _short(value: float) -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if limit <= value < 1e15:
-            return f"{value / limit:.4g}{unit}"
-    return f"{value:.4g}"
+    from puna.scaling.page import short
+
+    return short(value)
 
 
 def _law_of(text: str) -> Any:

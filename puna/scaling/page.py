@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from puna.evaluation.report.charts import Curve, lines, number
+from puna.evaluation.report.charts import Curve, lines
 from puna.evaluation.report.markup import Markup, el
 from puna.evaluation.report.page import document
-from puna.evaluation.report.parts import amount, panel, panels, section, table
+from puna.evaluation.report.parts import panel, panels, section, table
 from puna.scaling.law import Law
 from puna.scaling.overtraining import Overtraining, along_ratios
 
@@ -69,7 +69,7 @@ def _curves(found: dict[str, Any]) -> Markup:
                     x_label="log10 of tokens",
                     y_label="loss, nats per token",
                 ),
-                el("p", f"lowest at {_est(best)} tokens, {amount(curve['parameters'])} parameters", cls="note"),
+                el("p", f"lowest at {_est(best)} tokens, {short(curve['parameters'])} parameters", cls="note"),
             )
         )
     return section(
@@ -123,7 +123,7 @@ def _predicted(found: dict[str, Any]) -> Markup:
         for e in found["errors"][kind]:
             p = e["predicted"]
             inside = "yes" if p["low"] <= e["loss"] <= p["high"] else "no"
-            rows.append((what, amount(e["parameters"]), amount(e["tokens"]), f"{e['loss']:.4f}", f"{p['value']:.4f}",
+            rows.append((what, short(e["parameters"]), short(e["tokens"]), f"{e['loss']:.4f}", f"{p['value']:.4f}",
                          f"{100 * e['error']:+.2f}%", inside))  # fmt: skip
     heads = ("kept out", "parameters", "tokens", "measured", "predicted", "error", "inside the interval")
     return section("predicted", "Predicted runs", lead, table(heads, rows, numeric=(1, 2, 3, 4, 5)))
@@ -154,7 +154,7 @@ def _warnings(found: dict[str, Any]) -> Markup:
 
 def _points(found: dict[str, Any]) -> Markup:
     rows = [
-        (f"{p['budgets']:.3g}", amount(p["parameters"]), amount(p["tokens"]), f"{p['tokens'] / p['parameters']:.3g}",
+        (f"{p['budgets']:.3g}", short(p["parameters"]), short(p["tokens"]), f"{p['tokens'] / p['parameters']:.3g}",
          f"{p['loss']:.4f}", "" if p["fitted"] else "predicted")
         for p in found["points"]
     ]  # fmt: skip
@@ -177,23 +177,23 @@ def overtraining_page(law: Law, compared: Overtraining, title: str) -> str:
 def overtraining_rows(c: Overtraining) -> list[tuple[str, str]]:
     """The comparison as lines of text, for the page and the terminal."""
     rows = [
-        ("parameters, tokens", f"{amount(c.parameters)}, {amount(c.tokens)} ({c.ratio:,.0f} per parameter)"),
+        ("parameters, tokens", f"{short(c.parameters)}, {short(c.tokens)} ({c.ratio:,.0f} per parameter)"),
         ("training FLOPs", f"{c.flops:.3g}"),
         ("loss", _loss(c.loss)),
         ("compute-optimal tokens for this size", f"{_est(c.optimal_tokens._asdict())}; this is {c.times_optimal:.0f} times that"),
         ("loss there", _loss(c.loss_there)),
         ("bought: loss below the compute-optimal run of this size", f"{c.loss_there.value - c.loss.value:.4f} nats"),
-        ("the same FLOPs spent optimally", f"{amount(c.same_flops.parameters.value)} parameters, loss {_loss(c.same_flops.loss)}"),
+        ("the same FLOPs spent optimally", f"{short(c.same_flops.parameters.value)} parameters, loss {_loss(c.same_flops.loss)}"),
         ("cost: loss above that", f"{c.loss.value - c.same_flops.loss.value:.4f} nats"),
     ]  # fmt: skip
     if c.same_loss is None:
         return [*rows, ("the same loss, trained optimally", "no amount of compute reaches it by this law")]
     return [
         *rows,
-        ("the same loss, trained optimally", f"{amount(c.same_loss.parameters.value)} parameters, {c.same_loss.flops:.3g} FLOPs"),
+        ("the same loss, trained optimally", f"{short(c.same_loss.parameters.value)} parameters, {c.same_loss.flops:.3g} FLOPs"),
         ("cost: training compute beyond that", f"{c.flops / c.same_loss.flops:.1f} times as much"),
         ("bought: each served token is cheaper", f"by a factor of {c.served_cheaper:.1f}, in memory as well"),
-        ("paid back after serving", f"{amount(c.break_even_tokens)} tokens"),
+        ("paid back after serving", f"{short(c.break_even_tokens)} tokens"),
     ]  # fmt: skip
 
 
@@ -221,11 +221,15 @@ def _loss(e: Any) -> str:
 
 
 def _est(e: dict[str, float]) -> str:
-    return f"{_many(e['value'])} ({_many(e['low'])} to {_many(e['high'])})"
+    return f"{short(e['value'])} ({short(e['low'])} to {short(e['high'])})"
 
 
-def _many(value: float) -> str:
-    return f"{value / 1e12:.3g} T" if 1e12 <= value < 1e15 else amount(value) if value < 1e12 else number(value)
+def short(value: float) -> str:
+    """405,853,388,800 as 406B, 15e12 as 15T; what is neither parameters nor tokens of this world in full."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if limit <= value < 1e15:
+            return f"{value / limit:.3g}{unit}" if value < 999.5 * limit else f"{value / limit:,.0f}{unit}"
+    return f"{value:.3g}"
 
 
 def _each(found: dict[str, Any]) -> float:
