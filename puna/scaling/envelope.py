@@ -3,7 +3,7 @@
 One run gives a loss for every compute it passed, so few runs give a whole range of budgets. But a loss in the middle of
 a run is that of a run of that length only if the learning rate had come down by then: with cosine or annealed schedules
 the middle is too high and the envelope favours the sizes whose runs end there. Use it on runs with a constant rate,
-or on several lengths per size; `fit` warns where it sees that only ends of runs touch the envelope.
+or on several lengths per size; `fit` warns where it sees losses come down at the ends of the runs.
 
 Between the sizes that were run the lowest is found by a parabola in log size through a curve and its neighbours.
 """
@@ -18,7 +18,9 @@ from puna.scaling.law import FLOPS_PER_PARAMETER, Counts, Frontier
 from puna.scaling.resample import widened
 
 _REACH = 2  # curves on each side of the lowest that the parabola goes through
-_AT_END = 0.05  # of a run's log tokens: there its schedule has come down
+_END = 0.1  # of a run's tokens, in which a schedule's descent shows
+_STEEPER = 1.5  # than before: with a constant rate a run's end is the flattest part
+_DISPLACED = 0.01  # of the size, from which a window's parabola is not to be trusted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ def fit(
     )  # fmt: skip
     return Envelope(
         flops=compute[rows], parameters=np.exp(best), loss=np.array([w.lowest for w in designs]), frontier=frontier,
-        warnings=_schedule_warnings(curves, designs, compute[rows], per_parameter),
+        warnings=_schedule_warnings(curves) + _spacing_warnings(designs),
     )  # fmt: skip
 
 
@@ -167,18 +169,38 @@ def _resampled(
     return np.stack([constants, slopes], axis=1)
 
 
-def _schedule_warnings(
-    curves: Sequence[TrainingCurve], windows: list[_Window], flops: np.ndarray, per_parameter: float
-) -> tuple[str, ...]:
-    ends = 0
-    for c, w in zip(flops, windows):
-        lowest = curves[w.members[int(np.argmin(w.loss))]]
-        tokens = c / (per_parameter * lowest.parameters)
-        span = np.log(lowest.tokens[-1] / lowest.tokens[0])
-        ends += np.log(lowest.tokens[-1] / tokens) < _AT_END * span
-    if ends > 0.8 * len(windows):
+def _schedule_warnings(curves: Sequence[TrainingCurve]) -> tuple[str, ...]:
+    """Whether the runs' losses come down at their ends as no constant rate makes them."""
+    ratios = []
+    for curve in curves:
+        x = np.log(curve.tokens)
+        last, before = x[-1] + np.log([1 - _END, (1 - _END) ** 3])
+        late, early = x >= last, (x >= before) & (x < last)
+        if late.sum() >= 2 and early.sum() >= 2:
+            slopes = [np.polyfit(x[part], np.log(curve.loss[part]), 1)[0] for part in (late, early)]
+            if slopes[1] < 0:
+                ratios.append(slopes[0] / slopes[1])
+    if ratios and np.median(ratios) > _STEEPER:
         return (
-            "the envelope touches runs only at their ends: their learning rates came down there and not before. Use the "
-            "isoFLOP or parametric fit of the final losses",
+            f"losses fall {np.median(ratios):.1f} times as steeply at the runs' ends as before: the learning rate came down "
+            "there, so the middle of a run is not what a shorter run would reach. Use the isoFLOP or parametric fit",
+        )
+    return ()
+
+
+def _spacing_warnings(windows: list[_Window]) -> tuple[str, ...]:
+    """Whether sizes are so far apart that a lopsided curve through them has its minimum elsewhere."""
+    shifts = []
+    for w in windows:
+        c = np.polyfit(w.powers[:, 1], w.loss, 3)
+        fine = np.linspace(w.powers[:, 1].min(), w.powers[:, 1].max(), 801)
+        found = w.minimum(w.loss) - w.middle
+        if np.isfinite(found):
+            shifts.append(fine[int(np.argmin(np.polyval(c, fine)))] - found)
+    sizes = len({int(m) for w in windows for m in w.members})
+    if shifts and abs(np.mean(shifts)) > max(_DISPLACED, 3 * np.std(shifts) / np.sqrt(sizes)):
+        return (
+            f"lopsided curves through the same sizes are lowest {np.expm1(np.mean(shifts)):+.1%} in size away: the sizes "
+            "are too far apart for a parabola. Add sizes between them, or use the parametric fit",
         )
     return ()

@@ -18,6 +18,7 @@ from puna.scaling.law import Estimate, Law
 from puna.scaling.points import Points
 
 _HIDDEN = 0.2  # share of the runs
+_MOST_GROUPS = 12  # fits that `by_size` makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +63,19 @@ def fit(points: Points, *, name: str = "runs", draws: int = 200, seed: int = 0) 
 
 
 def by_size(points: Points, drift: float) -> list[Hidden]:
-    """Every size in turn hidden and predicted from the others. Empty where too few are left."""
+    """Every size in turn hidden and predicted from the others; of very many sizes, neighbours together.
+
+    Empty where too few are left.
+    """
+    sizes = np.unique(points.parameters)
     found = []
-    for size in np.unique(points.parameters):
-        hidden = points.parameters == size
+    for group in np.array_split(sizes, min(len(sizes), _MOST_GROUPS)):
+        hidden = np.isin(points.parameters, group)
         try:
             law = parametric.fit(points.where(~hidden), draws=60, drift=drift)
         except DataError:
             return []
-        for d, loss in zip(points.tokens[hidden], points.loss[hidden]):
-            found.append(
-                Hidden(
-                    parameters=float(size), tokens=float(d), loss=float(loss), predicted=law.loss(float(size), float(d))
-                )
-            )
+        for n, d, loss in zip(points.parameters[hidden], points.tokens[hidden], points.loss[hidden]):
+            predicted = law.loss(float(n), float(d))
+            found.append(Hidden(parameters=float(n), tokens=float(d), loss=float(loss), predicted=predicted))
     return found
