@@ -51,7 +51,9 @@ def _grid_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--budgets", type=int, default=4)
     sub.add_argument("--sizes", type=int, default=5, help="at each budget")
     sub.add_argument("--factor", type=float, default=3.0, help="from one budget to the next")
-    sub.add_argument("--vocab", type=int, default=1024, help="ids of the tokenizer that is learnt for the study")
+    sub.add_argument(
+        "--vocab", type=int, default=512, help="ids of the tokenizer that is learnt for the study; 512: bytes"
+    )
     sub.add_argument("--sequence", type=int, default=128, metavar="TOKENS", help="length of the training sequences")
     sub.add_argument("--no-prediction", action="store_true", help="no larger run that the fit must predict")
 

@@ -20,7 +20,7 @@ from puna.model.sizes import LlamaConfig, RopeScaling
 _LEAST_STEPS = 150
 _HIGHEST_RATE = 0.012  # the ladder's rule was made for 60M to 1B; a few hundred thousand weights are still stable here
 # Steps between widths: whole heads, and from 2,048 on eight of them at a time, so that eight key/value heads divide them.
-_WIDTHS = [*range(32, 128, 16), *range(128, 512, 32), *range(512, 2048, 128), *range(2048, 3072, 512)]
+_WIDTHS = [*range(16, 128, 16), *range(128, 512, 32), *range(512, 2048, 128), *range(2048, 3072, 512)]
 _WIDTHS += range(3072, 32768, 1024)
 
 

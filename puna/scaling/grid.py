@@ -28,11 +28,11 @@ class GridConfig:
     sizes: int = 5  # at each budget
     factor: float = 3.0  # from one budget to the next
     span: float = 8.0  # from the smallest to the largest size at a budget
-    tokens_per_parameter: float = 20.0  # at the optimum, a first guess; parameters are those in matrices
+    tokens_per_parameter: float = 40.0  # at the optimum, a first guess (20 for large models); parameters in matrices
     beyond: float = 3.0  # the predicted run's compute, in largest budgets; 0: no such run
-    vocab_size: int = 1024
+    vocab_size: int = 512  # bytes: small models have no room for a head, and there are more tokens of a text
     sequence_length: int = 128  # tokens
-    least_parameters: float = 20_000.0  # in matrices, below which a Llama is hardly one
+    least_parameters: float = 15_000.0  # in matrices, below which a Llama is hardly one
 
     def __post_init__(self) -> None:
         require(self.flops > 0, f"flops={self.flops} must be positive")

@@ -26,6 +26,7 @@ from puna.scaling.law import Estimate
 _LEAST = 8  # runs
 _CANDIDATES = 20_000
 _AVERAGED = 100  # of the best candidates
+_HELD = 0.02  # pull on a slope towards none
 _Z = 1.645
 
 
@@ -78,7 +79,7 @@ def gaussian_process(weights: np.ndarray, loss: np.ndarray) -> Predict:
 
     kernel = ConstantKernel(1.0, (1e-2, 1e3)) * RBF(np.full(weights.shape[1], 0.5), (0.05, 20.0))
     kernel = kernel + WhiteKernel(1e-2, (1e-6, 1.0))
-    model = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=2, random_state=0)
+    model = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=1, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: that source does not matter
         model.fit(weights, loss)
@@ -92,27 +93,33 @@ def log_linear(weights: np.ndarray, loss: np.ndarray) -> Predict:
     except ImportError:
         raise MissingExtra("scipy", "scaling") from None
     middle = weights.mean(axis=0)
+    centred = weights - middle
     spread = float(np.std(loss)) + 1e-9
+    size = weights.shape[1]
 
-    def curve(p: np.ndarray, w: np.ndarray) -> np.ndarray:
-        return p[0] + np.exp(p[1] + np.clip((w - middle) @ p[2:], -30, 30))
+    def rise(p: np.ndarray, w: np.ndarray) -> np.ndarray:
+        return np.exp(np.clip(p[1] + (w - middle) @ p[2:], -30, 30))
 
     def misfit(p: np.ndarray) -> np.ndarray:
-        return np.concatenate([(curve(p, weights) - loss) / spread, 0.02 * p[2:]])
+        return np.concatenate([(p[0] + rise(p, weights) - loss) / spread, _HELD * p[2:]])
+
+    def slopes(p: np.ndarray) -> np.ndarray:
+        up = rise(p, weights)[:, None]
+        fit = np.concatenate([np.ones_like(up), up, up * centred], axis=1) / spread
+        return np.concatenate([fit, np.concatenate([np.zeros((size, 2)), _HELD * np.eye(size)], axis=1)])
 
     found = []
-    for share in (0.2, 0.5, 0.8, 0.95):
+    for share in (0.3, 0.8):
         floor = share * loss.min()
         logs = np.log(np.maximum(loss - floor, 1e-9))
-        centred = weights - middle
-        slopes, *_ = np.linalg.lstsq(
-            np.concatenate([centred, 0.02 * np.eye(weights.shape[1])]),
-            np.concatenate([logs - logs.mean(), np.zeros(weights.shape[1])]),
+        first, *_ = np.linalg.lstsq(
+            np.concatenate([centred, _HELD * np.eye(size)]),
+            np.concatenate([logs - logs.mean(), np.zeros(size)]),
             rcond=None,
         )
-        found.append(least_squares(misfit, [floor, logs.mean(), *slopes], max_nfev=400))
-    best = min(found, key=lambda f: f.cost)
-    return lambda w: curve(best.x, w)
+        found.append(least_squares(misfit, [floor, logs.mean(), *first], jac=slopes, max_nfev=100))
+    best = min(found, key=lambda f: f.cost).x
+    return lambda w: best[0] + rise(best, w)
 
 
 def trees(weights: np.ndarray, loss: np.ndarray) -> Predict:
