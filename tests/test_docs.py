@@ -15,6 +15,7 @@ PAGES = [
         "README.md",
         "CONTRIBUTING.md",
         "docs/checkpoints.md",
+        "docs/scaling.md",
         "docs/tour.md",
         "docs/engine.md",
         "docs/parallel.md",

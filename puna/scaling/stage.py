@@ -7,7 +7,7 @@ from `predict_above` on are kept out of the fit and predicted by it: what an hon
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -112,7 +112,7 @@ def analysed(config: FitConfig, points: Points, curves: Sequence[TrainingCurve] 
         answers = {"parametric": law.optimum(flops, per_parameter=each)}
         answers |= {name: f.optimum(flops, per_parameter=each) for name, f in frontiers.items()}
         found["optima"][f"{flops:.3g}"] = {name: _told(o) for name, o in answers.items()}
-        warnings += [w for o in answers.values() for w in o.warnings]
+        warnings += [w for o in answers.values() for w in o.warnings] + _disagreement(flops, answers)
     hidden = points.where(~kept)
     for n, d, loss in zip(hidden.parameters, hidden.tokens, hidden.loss):
         found["errors"]["predicted"].append(_error(extrapolation.Hidden(
@@ -150,6 +150,19 @@ def _frontiers(
     for name, frontier in frontiers.items():
         found["exponents"][name] = frontier.exponents()[0].to_json()
     return frontiers
+
+
+def _disagreement(flops: float, answers: Mapping[str, Any]) -> list[str]:
+    """Methods whose intervals do not meet: at least one of their assumptions is wrong here, and no interval knows it."""
+    said = []
+    for name, optimum in answers.items():
+        mine, law = optimum.parameters, answers["parametric"].parameters
+        if mine.low > law.high or mine.high < law.low:
+            said.append(
+                f"at {flops:.3g} FLOPs {name} gives {mine.value:.3g} parameters and the parametric law {law.value:.3g}, beyond "
+                "both intervals: the curves are no parabolas or the law has another form; add runs near the minima"
+            )
+    return said
 
 
 def _frontier(frontier: Any) -> dict[str, Any]:
