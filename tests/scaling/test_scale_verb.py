@@ -95,7 +95,7 @@ def test_downstream_and_mixtures_are_read_from_files(tmp_path, capsys):
         ("ask", "give --flops"),
         ("ask --flops huge", "write 3.8e25"),
         ("ask --parameters 8B --tokens 1T --law llama-3", "knows no losses"),
-        ("fit none.csv out", "cannot be read"),
+        ("fit none.csv out", "does not exist"),
         ("downstream none.csv --flops 1e24", "cannot be read"),
         ("mix none.jsonl", "cannot be read"),
         ("serve --like 8B", "write --like 8B,15T"),
