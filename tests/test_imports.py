@@ -11,7 +11,8 @@ ROWS = [
     {"kernels"},
     {"tokenizer"},
     {"model", "curation", "tools", "safety", "evaluation"},
-    {"parallel", "quant", "planner", "scaling"},
+    {"parallel", "quant"},
+    {"planner", "scaling"},  # the planner computes with the layout that the trainer runs
     {"train", "inference"},
     {"posttrain", "serve"},
     {"recipes"},

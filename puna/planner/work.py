@@ -1,0 +1,86 @@
+"""What a training step computes, and how: all that time and memory depend on besides the model and the layout."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from puna.config import require
+from puna.model.sizes import LlamaConfig
+from puna.parallel.layout import Layout
+
+BYTES = {"fp8": 2, "bf16": 2, "fp32": 4}  # of an activation; fp8 products still keep bf16 activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One optimizer step. The defaults are those of a compiled run in bfloat16 with FSDP."""
+
+    sequence_length: int = 8192  # tokens
+    rows: int = 16  # sequences of a step, over all ranks
+    precision: Literal["bf16", "fp8", "fp32"] = "bf16"  # of the products
+    recompute: Literal["none", "selective", "full"] = "none"  # selective: every second product and attention are kept
+    attention: Literal["flash2", "cudnn", "flash3", "plain"] = "flash3"  # the kernel
+    masked: bool = False  # attention with a written-out mask: its probabilities are kept
+    compiled: bool = True  # elementwise operations are fused
+    autocast: bool = False  # weights and residual stream stay float32, products cast (our trainer in one process)
+    chunked_loss: bool = False  # the logits are never held whole (`kernels.cross_entropy`)
+    tensor_overlap: bool = False  # tensor-parallel exchanges overlap with products, piece by piece (async TP)
+    gather: Literal["auto", "layer", "step"] = "auto"  # FSDP: weights gathered for each layer, or once for the step
+    uneven_ends: bool = False  # stages may be the embedding or the output alone (Llama 3.1 405B)
+    gradient_bytes: int = 4  # float32, as the paper sums them
+    master_bytes: int = 4  # of a stored weight
+    optimizer_bytes: int = 8  # AdamW's two moments in float32
+    activation_copies: float = 1.0  # what an allocator keeps on top: 1 is nothing
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_length", "rows"):
+            value = getattr(self, name)
+            require(type(value) is int and value > 0, f"{name}={value!r} must be a whole number above 0")
+
+    @property
+    def tokens(self) -> int:
+        """Of a step, over all ranks."""
+        return self.sequence_length * self.rows
+
+    @property
+    def activation_bytes(self) -> int:
+        return BYTES[self.precision]
+
+
+def gathers_layers(layout: Layout, work: Work) -> bool:
+    """Are weights gathered just before each layer and freed after it (else once, and kept for the step)?
+
+    With a pipeline they are kept: gathering for each micro-batch would cost too much (arXiv 2407.21783, 3.3.2).
+    """
+    return work.gather == "layer" or (work.gather == "auto" and layout.pipeline == 1)
+
+
+def microbatches(layout: Layout, work: Work) -> int:
+    """Micro-batches of a data rank's rows of a step."""
+    return max(1, layout.microbatches or (layout.pipeline if layout.pipeline > 1 else 1))
+
+
+def microbatch_rows(layout: Layout, work: Work) -> float:
+    """Rows of one micro-batch of one data rank. Raises `ConfigError` if a rank would get less than a row in all."""
+    rows = work.rows / layout.data_ranks
+    hint = f"give each step at least {layout.data_ranks} rows, or use fewer data ranks"
+    require(rows >= 1, f"{work.rows} rows do not reach {layout.data_ranks} data ranks", hint=hint)
+    return rows / microbatches(layout, work)
+
+
+def local_tokens(layout: Layout, work: Work) -> float:
+    """Tokens of one micro-batch on one rank (its context rank's share; tensor ranks share the same)."""
+    return microbatch_rows(layout, work) * work.sequence_length / layout.context
+
+
+def stage_counts(config: LlamaConfig, layout: Layout, work: Work) -> list[int]:
+    """Layers of each stage. With `uneven_ends` the first and last stage may have none: the embedding or output alone."""
+    if work.uneven_ends and not layout.layers_per_stage and config.n_layers + 2 == layout.stages:
+        return [0, *([1] * config.n_layers), 0]
+    layout.check_model(config)
+    return [len(part) for part in layout.stage_layers(config.n_layers)]
+
+
+def layers_on(config: LlamaConfig, layout: Layout, work: Work, pipeline_rank: int) -> int:
+    """Layers whose weights a pipeline rank holds."""
+    counts = stage_counts(config, layout, work)
+    return sum(counts[stage] for stage in layout.stages_of(pipeline_rank))
