@@ -16,6 +16,7 @@ from puna.planner.hardware import Device
 from puna.planner.memory import rank_parameters
 from puna.planner.work import Work, gathers_layers, layers_on, local_tokens, microbatches
 
+REGATHER = "tensor: gather again, beside the gradient's product"
 Kind = Literal["gather", "scatter", "reduce", "send"]
 
 
@@ -98,11 +99,14 @@ def _tensor(config: LlamaConfig, layout: Layout, work: Work, rank: int) -> list[
     group = groups(layout)["tensor"]
     size = work.activation_bytes * local_tokens(layout, work) * config.dim
     times = 2 * (passes(work) + 1) * layers_on(config, layout, work, rank) * microbatches(layout, work)
+    # The cut inputs that were kept are gathered once more for the weights' gradients; recomputing does that anyway.
+    again = 0 if work.recompute == "full" else times / (passes(work) + 1)
     if not layout.sequence_parallel:
         return [Traffic("tensor: sum of activations", "reduce", group, times, size)]
     return [
         Traffic("tensor: gather of activations", "gather", group, times, size),
         Traffic("tensor: sum of activations", "scatter", group, times, size),
+        Traffic(REGATHER, "gather", group, again, size),
     ]
 
 

@@ -6,6 +6,7 @@ Times are computed from measured speeds; the data sheet's peak is only what MFU 
 
 import difflib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ class Device:
     network: float  # of a device's share between nodes, bytes/s
     network_latency_s: float  # for each hop between nodes
     comm_share: float  # of the processors, that a collective takes from the products it overlaps with
+    spread: float  # standard deviation of equal devices' speeds: the slowest sets the pace
     power_w: float
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -60,6 +62,13 @@ class Device:
         have = ", ".join(self.matmul)
         require(wanted in self.matmul, f"{self.name} has no {wanted} products", hint=f"it has {have}")
         return wanted
+
+    def slowest(self, count: int) -> float:
+        """How much longer the slowest of `count` equal devices takes: the mean largest of that many normal draws."""
+        if count < 2:
+            return 1.0
+        far = math.sqrt(2 * math.log(count))
+        return 1 + self.spread * max(0.56, far - (math.log(math.log(count)) + math.log(4 * math.pi)) / (2 * far))
 
     def attention_flops(self, kernel: str, length: int) -> tuple[float, float]:
         """Forward and backward FLOP/s of causal attention over `length` tokens.

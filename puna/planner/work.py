@@ -23,7 +23,8 @@ class Work:
     compiled: bool = True  # elementwise operations are fused
     autocast: bool = False  # weights and residual stream stay float32, products cast (our trainer in one process)
     chunked_loss: bool = False  # the logits are never held whole (`kernels.cross_entropy`)
-    tensor_overlap: bool = False  # tensor-parallel exchanges overlap with products, piece by piece (async TP)
+    tensor_hidden: float = 0.0  # share of tensor-parallel exchanges that runs beside products; 1: all that can
+    fused_optimizer: bool = True  # AdamW in one kernel
     gather: Literal["auto", "layer", "step"] = "auto"  # FSDP: weights gathered for each layer, or once for the step
     uneven_ends: bool = False  # stages may be the embedding or the output alone (Llama 3.1 405B)
     gradient_bytes: int = 4  # float32, as the paper sums them
