@@ -18,7 +18,7 @@ from puna.planner.work import Work
 
 def scaled(device: Device, factor: float, source: str) -> Device:
     """`device` with all that it computes `factor` times as fast."""
-    named = {name: f"{source}: the table's times {factor:.3f}" for name in ("matmul", "attention", "read")}
+    named = dict.fromkeys(("matmul", "attention", "read"), f"{source}: the table's times {factor:.3f}")
     return replace(
         device,
         matmul={precision: factor * speed for precision, speed in device.matmul.items()},
