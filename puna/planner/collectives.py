@@ -57,6 +57,8 @@ def groups(layout: Layout) -> dict[str, Group]:
         size = getattr(layout, name)
         found[name] = Group(name, size, stride)
         stride *= size
+    if layout.context > 1:  # weights are cut over the context ranks as well, the nearest first
+        found["shard"] = Group("shard", layout.shard * layout.context, layout.tensor)
     return found
 
 
@@ -137,13 +139,13 @@ def _data(config: LlamaConfig, layout: Layout, work: Work, rank: int) -> list[Tr
     """FSDP gathers weights and scatters gradients' sums; replicas then sum their shards."""
     held = rank_parameters(config, layout, work, rank)
     found = []
-    if layout.shard > 1:
-        group = groups(layout)["shard"]
+    group = groups(layout)["shard"]
+    if group.size > 1:
         often = microbatches(layout, work) if gathers_layers(layout, work) else 1
         gathers = 2 * often if gathers_layers(layout, work) else 1
         found.append(Traffic("shard: gather of weights", "gather", group, gathers, work.activation_bytes * held))
         found.append(Traffic("shard: sum of gradients", "scatter", group, often, work.gradient_bytes * held))
     if layout.replicate > 1:
-        size = work.gradient_bytes * held / layout.shard
+        size = work.gradient_bytes * held / group.size
         found.append(Traffic("replicate: sum of gradients", "reduce", groups(layout)["replicate"], 1, size))
     return found

@@ -57,7 +57,7 @@ class Memory:
 def memory_per_rank(config: LlamaConfig, layout: Layout, work: Work, pipeline_rank: int | None = None) -> Memory:
     """Bytes of one rank: of `pipeline_rank`, or of the one that needs most. Raises `ConfigError` if nothing fits."""
     if pipeline_rank is None:
-        found = (memory_per_rank(config, layout, work, rank) for rank in range(layout.pipeline))
+        found = (memory_per_rank(config, layout, work, rank) for rank in _heaviest_ranks(layout))
         return max(found, key=lambda memory: memory.total)
     held = rank_parameters(config, layout, work, pipeline_rank)
     own = sharded(held, layout)
@@ -69,6 +69,13 @@ def memory_per_rank(config: LlamaConfig, layout: Layout, work: Work, pipeline_ra
         head=_head(config, layout, work) if pipeline_rank == layout.pipeline - 1 else 0,
         communication=_communication(config, layout, work, pipeline_rank, held),
     )
+
+
+def _heaviest_ranks(layout: Layout) -> list[int]:
+    """Pipeline ranks of which one holds most: the first two, which have most in flight, and the last with the head."""
+    if layout.layers_per_stage:
+        return list(range(layout.pipeline))
+    return sorted({0, min(1, layout.pipeline - 1), layout.pipeline - 1})
 
 
 def rank_parameters(config: LlamaConfig, layout: Layout, work: Work, pipeline_rank: int) -> float:
@@ -85,8 +92,8 @@ def rank_parameters(config: LlamaConfig, layout: Layout, work: Work, pipeline_ra
 
 
 def sharded(parameters: float, layout: Layout) -> float:
-    """Weights that a rank stores of those it works with: FSDP cuts each into `shard` parts."""
-    return parameters / layout.shard
+    """Weights that a rank stores of those it works with: FSDP cuts each over all ranks with other tokens, context's too."""
+    return parameters / (layout.shard * layout.context)
 
 
 def in_flight(layout: Layout, work: Work, pipeline_rank: int) -> float:
@@ -167,11 +174,12 @@ def _communication(config: LlamaConfig, layout: Layout, work: Work, pipeline_ran
     c = work.activation_bytes
     found = 0.0
     layer = config.layer_parameters / layout.tensor
-    if layout.shard > 1 and gathers_layers(layout, work):
+    cut = layout.shard * layout.context > 1
+    if cut and gathers_layers(layout, work):
         largest = max(layer, config.vocab_size * config.dim / layout.tensor)
         found += c * (largest + (BUFFERED_LAYERS - 1) * layer)  # gathered weights
         found += work.gradient_bytes * layer  # a layer's gradients before they are reduced
-    elif layout.shard > 1:
+    elif cut:
         found += c * held  # all weights, for the step
         found += work.gradient_bytes * layer * max(1, max(stage_counts(config, layout, work)))
     elif work.autocast:

@@ -32,7 +32,7 @@ from puna.planner.compute import (
 )
 from puna.planner.hardware import Device
 from puna.planner.memory import rank_parameters, sharded
-from puna.planner.work import Work, gathers_layers, layers_on, microbatches
+from puna.planner.work import Work, gathers_layers, layers_on, microbatches, stage_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,9 @@ def _slowest_rank(config: LlamaConfig, layout: Layout, work: Work, device: Devic
     def load(rank: int) -> float:
         return layers_on(config, layout, work, rank) * layer + (head if rank == layout.pipeline - 1 else 0)
 
-    return max(range(layout.pipeline), key=load)
+    counts = stage_counts(config, layout, work)
+    held = {sum(counts[rank :: layout.pipeline]): rank for rank in range(layout.pipeline - 1)}
+    return max([layout.pipeline - 1, *held.values()], key=load)
 
 
 def _waits(
@@ -203,10 +205,11 @@ def _copied(config: LlamaConfig, layout: Layout, work: Work, held: float) -> flo
     M = microbatches(layout, work)
     often = M if gathers_layers(layout, work) else 1
     moved = 0.0
-    if layout.shard > 1:
+    shards = layout.shard * layout.context
+    if shards > 1:
         gathers = 2 * often if gathers_layers(layout, work) else 1
         moved += held * COPY_BYTES * gathers + held * 2 * COPY_BYTES * often
     if M > 1:  # gradients of a micro-batch are added to the sum: read and written
-        share = layout.shard if gathers_layers(layout, work) else 1
+        share = shards if gathers_layers(layout, work) else 1
         moved += held / share * 2 * work.gradient_bytes * M
     return moved

@@ -1,6 +1,7 @@
 """What a training step computes, and how: all that time and memory depend on besides the model and the layout."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from puna.config import require
@@ -73,15 +74,24 @@ def local_tokens(layout: Layout, work: Work) -> float:
     return microbatch_rows(layout, work) * work.sequence_length / layout.context
 
 
-def stage_counts(config: LlamaConfig, layout: Layout, work: Work) -> list[int]:
+def stage_counts(config: LlamaConfig, layout: Layout, work: Work) -> tuple[int, ...]:
     """Layers of each stage. With `uneven_ends` the first and last stage may have none: the embedding or output alone."""
-    if work.uneven_ends and not layout.layers_per_stage and config.n_layers + 2 == layout.stages:
-        return [0, *([1] * config.n_layers), 0]
-    layout.check_model(config)
-    return [len(part) for part in layout.stage_layers(config.n_layers)]
+    if layout.layers_per_stage:
+        return tuple(len(part) for part in layout.stage_layers(config.n_layers))
+    return _counts(config.n_layers, layout.pipeline, layout.stages_per_rank, work.uneven_ends)
+
+
+@cache
+def _counts(n_layers: int, pipeline: int, stages_per_rank: int, uneven_ends: bool) -> tuple[int, ...]:
+    stages = pipeline * stages_per_rank
+    if uneven_ends and n_layers + 2 == stages:
+        return (0, *([1] * n_layers), 0)
+    hint = "use fewer stages: each needs a layer"
+    require(n_layers >= stages, f"{n_layers} layers cannot fill {stages} stages", hint=hint)
+    layout = Layout(pipeline=pipeline, stages_per_rank=stages_per_rank)
+    return tuple(len(part) for part in layout.stage_layers(n_layers))
 
 
 def layers_on(config: LlamaConfig, layout: Layout, work: Work, pipeline_rank: int) -> int:
     """Layers whose weights a pipeline rank holds."""
-    counts = stage_counts(config, layout, work)
-    return sum(counts[stage] for stage in layout.stages_of(pipeline_rank))
+    return sum(stage_counts(config, layout, work)[pipeline_rank :: layout.pipeline])
