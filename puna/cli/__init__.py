@@ -19,6 +19,7 @@ from typing import Any
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
 from puna.cli import checkpoints, measuring, pretraining, running, scaling, simulating
+from puna.cli import checkpoints, measuring, planning, pretraining, running, simulating
 from puna.cli.paths import model_path
 from puna.errors import ConfigError, PunaError
 
@@ -116,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     running.add(commands, _add)
     simulating.add(commands, _add)
     scaling.add(commands, _add)
+    planning.add(commands, _add)
     return top
 
 

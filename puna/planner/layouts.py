@@ -52,13 +52,19 @@ class Found:
         return [why(self.best, other) for other in self.others]
 
 
-def search(config: LlamaConfig, world: int, work: Work, device: Device, *, others: int = 4) -> Found:
-    """The fastest layout of `world` devices that fits. Raises `ConfigError`, saying how much is lacking, if none does."""
+def search(
+    config: LlamaConfig, world: int, work: Work, device: Device, *, others: int = 4, quick: bool = False
+) -> Found:
+    """The fastest layout of `world` devices that fits. Raises `ConfigError`, saying how much is lacking, if none does.
+
+    `quick` leaves out ways that are seldom the best by more than a few percent: data ranks in groups, and micro-batches
+    of more than one row.
+    """
     device.precision(work.precision)
     fits: list[Candidate] = []
     tried = too_large = 0
     least = math.inf
-    for layout in layouts(config, world, work, device):
+    for layout in layouts(config, world, work, device, quick=quick):
         for recompute in RECOMPUTE:
             how = replace(work, recompute=recompute)
             memory = memory_per_rank(config, layout, how)
@@ -75,7 +81,9 @@ def search(config: LlamaConfig, world: int, work: Work, device: Device, *, other
     return Found(best=best, others=tuple(_different(fits[1:], best, others)), tried=tried, too_large=too_large)
 
 
-def layouts(config: LlamaConfig, world: int, work: Work, device: Device) -> Iterator[Layout]:
+def layouts(
+    config: LlamaConfig, world: int, work: Work, device: Device, *, quick: bool = False
+) -> Iterator[Layout]:
     """Every sensible way to split a run over `world` devices."""
     inside = math.gcd(world, device.node) if world > device.node else world
     for tensor in _powers(min(inside, config.n_kv_heads)):
@@ -86,7 +94,8 @@ def layouts(config: LlamaConfig, world: int, work: Work, device: Device) -> Iter
                 data, left = divmod(world, tensor * context * pipeline)
                 if left or not data or data > work.rows:
                     continue
-                yield from _schedules(config, Layout(tensor=tensor, context=context, pipeline=pipeline), data, work, device)
+                split = Layout(tensor=tensor, context=context, pipeline=pipeline)
+                yield from _schedules(config, split, data, work, device, quick)
 
 
 def _contexts(most: int, tensor: int, work: Work) -> list[int]:
@@ -95,7 +104,9 @@ def _contexts(most: int, tensor: int, work: Work) -> list[int]:
     return [c for c in _powers(min(most, 16)) if work.sequence_length % (2 * c * tensor) == 0]
 
 
-def _schedules(config: LlamaConfig, split: Layout, data: int, work: Work, device: Device) -> Iterator[Layout]:
+def _schedules(
+    config: LlamaConfig, split: Layout, data: int, work: Work, device: Device, quick: bool
+) -> Iterator[Layout]:
     """Sharding groups, micro-batches and interleaving for one way to split."""
     if work.rows % data:
         return
@@ -103,9 +114,11 @@ def _schedules(config: LlamaConfig, split: Layout, data: int, work: Work, device
     counts = [m for m in (rows, rows // 2, rows // 4, rows // 8) if m and rows % m == 0]
     if split.pipeline == 1:
         counts += [1]
-    interleaved = [v for v in (1, 2, 4, 8) if split.pipeline > 1 and split.pipeline * v <= config.n_layers] or [1]
+    if quick:
+        counts = counts[:1]
+    interleaved = [v for v in ((1, 4) if quick else (1, 2, 4, 8)) if split.pipeline > 1 and split.pipeline * v <= config.n_layers] or [1]
     near = device.node // split.tensor
-    for shard in sorted({data, math.gcd(data, max(1, near))}):
+    for shard in sorted({data, data if quick else math.gcd(data, max(1, near))}):
         for microbatches in sorted(set(counts)):
             if split.pipeline > 1 and microbatches < split.pipeline:
                 continue

@@ -1,0 +1,106 @@
+"""One size on the devices of a wish: its fastest layout, the tokens it sees, the loss to expect, the hours it costs."""
+
+import math
+from dataclasses import dataclass, replace
+
+from puna.errors import ConfigError
+from puna.model.sizes import LlamaConfig
+from puna.planner.layouts import Found, search
+from puna.planner.risk import Risk, risk
+from puna.planner.serving import Serving, best_bits, serving
+from puna.planner.wish import DAY_S, Foresight, Range, Wish
+from puna.planner.work import Work
+
+MOST_BATCH_TOKENS = 16 << 20  # Llama 3 405B's largest (arXiv 2407.21783, 3.4.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One size, trained as the wish allows."""
+
+    config: LlamaConfig
+    found: Found
+    risk: Risk
+    tokens: float
+    loss: Range  # before quantisation
+    serving: Serving | None  # None: it does not fit where it must
+    serve_hours: float
+    devices: int
+
+    @property
+    def total_loss(self) -> float:
+        """Expected, with what the weights' bits lose when served."""
+        return self.loss[0] + (self.serving.loss if self.serving else 0.0)
+
+    @property
+    def served_loss(self) -> Range:
+        lost = self.serving.loss if self.serving else 0.0
+        return (self.loss[0] + lost, self.loss[1] + lost, self.loss[2] + lost)
+
+    @property
+    def train_seconds(self) -> float:
+        """Of wall clock, interruptions included."""
+        return self.tokens / self.found.best.step.tokens_per_s / self.risk.effective
+
+    @property
+    def train_hours(self) -> float:
+        """Device-hours."""
+        return self.devices * self.train_seconds / 3600
+
+    @property
+    def hours(self) -> float:
+        """Device-hours of training and serving."""
+        return self.train_hours + self.serve_hours
+
+    @property
+    def flops(self) -> float:
+        """Of the training: model FLOPs, causal attention."""
+        return self.tokens * self.found.best.step.flops_per_token[0]
+
+    @property
+    def steps(self) -> int:
+        return max(1, round(self.tokens / self.found.best.work.tokens))
+
+
+def choose(config: LlamaConfig, wish: Wish, foresight: Foresight, *, quick: bool = False) -> Choice:
+    """What the wish's devices make of this size. Raises `ConfigError` if it does not fit them."""
+    found = fastest(config, wish, quick=quick)
+    danger = risk(wish.devices, found.best.step.seconds, wish.device)
+    tokens = wish.tokens or found.best.step.tokens_per_s * danger.effective * wish.days * DAY_S
+    bits = best_bits(config, wish.serve_context, wish.fits_bytes, wish.bits)
+    served = serving(config, bits, wish.device, wish.serve_context) if bits else None
+    return Choice(
+        config=config,
+        found=found,
+        risk=danger,
+        tokens=tokens,
+        loss=foresight.loss(config, tokens),
+        serving=served,
+        serve_hours=served.device_hours(wish.serve_tokens) if served else 0.0,
+        devices=wish.devices,
+    )
+
+
+def fastest(config: LlamaConfig, wish: Wish, *, quick: bool = False) -> Found:
+    """The fastest layout of the wish's devices for this size. Raises `ConfigError` if none fits."""
+    rows = batch_rows(config, wish.devices, wish.sequence_length)
+    kernel = "flash3" if "flash3" in wish.device.attention else next(iter(wish.device.attention))
+    work = Work(sequence_length=wish.sequence_length, rows=rows, precision=wish.precision, attention=kernel)
+    try:
+        return search(config, wish.devices, work, wish.device, quick=quick)
+    except ConfigError:
+        if rows >= wish.devices:
+            raise
+        # More devices than such a batch has rows: a larger batch reaches them all.
+        return search(config, wish.devices, replace(work, rows=wish.devices), wish.device, quick=quick)
+
+
+def batch_rows(config: LlamaConfig, world: int, sequence_length: int) -> int:
+    """Sequences of a step: 2048 * 160 * (N / 108M)^(2/3) tokens, as OLMo's ladder has it, at most Llama 3's 16M.
+
+    Rounded to a power of two times the odd part of `world`, so that the ranks can share them.
+    """
+    body = config.n_layers * config.layer_parameters
+    wanted = min(MOST_BATCH_TOKENS, 2048 * 160 * (body / 108e6) ** (2 / 3)) / sequence_length
+    odd = world // (world & -world)
+    return odd * 2 ** max(0, round(math.log2(max(1.0, wanted / odd))))

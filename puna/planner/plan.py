@@ -1,0 +1,172 @@
+"""From a wish to a plan: this machine, this long, so many tokens to serve -> size, tokens, layout, time, cost, risk.
+
+For each size of a ladder: the fastest layout of the devices, the tokens it sees in the days, the loss that a scaling
+law expects of them, what it costs to serve. The lowest loss is the measure; where tokens are to be served, the cheapest
+size within `tolerance` of it wins (Sardana & Frankle, arXiv 2401.00448: who serves much, trains smaller for longer).
+A wish that cannot be granted is answered with the nearest that can, and with the reason.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from puna.errors import ConfigError
+from puna.model.sizes import LlamaConfig
+from puna.planner.amounts import bytes_, count
+from puna.planner.choice import Choice, choose
+from puna.planner.serving import best_bits, least_bytes
+from puna.planner.wish import DAY_S, Foresight, Range, Wish
+
+LADDER = [2 ** (i / 1.5) for i in range(-7, 4)]  # sizes that are tried, times the compute-optimal one
+MOST_DEVICES = 1 << 20
+SMALLEST = 1e6  # parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The answer. `refused` says why what was `asked` is impossible; `wish` is then the nearest that is not."""
+
+    asked: Wish
+    wish: Wish
+    choice: Choice
+    best: Choice  # the lowest loss, whatever serving costs
+    ladder: tuple[Choice, ...]
+    accuracy: Range | None
+    optimal_tokens: float
+    refused: tuple[str, ...] = ()
+
+    @property
+    def granted(self) -> bool:
+        return not self.refused
+
+    def money(self, hours: float) -> float | None:
+        return hours * self.wish.price if self.wish.price else None
+
+
+def plan(asked: Wish, foresight: Foresight) -> Plan:
+    """The plan for a wish, or for the nearest possible one. Raises `ConfigError` where there is none at all."""
+    wish, refused = _with_precision(asked)
+    if wish.size is None:
+        wish, more = _with_room(wish, foresight)
+        ladder = climb(wish, foresight)
+        best = min(ladder, key=lambda c: c.total_loss)
+        choice = choose(cheapest(ladder, best, wish).config, wish, foresight)
+    else:
+        wish, more = _with_devices(wish, foresight)
+        choice = choose(wish.size, wish, foresight)
+        more += _too_slow(choice, wish) + _too_big(choice, wish)
+        days = min(1e5, choice.train_seconds / DAY_S)
+        ladder = climb(replace(wish, size=None, tokens=None, days=days), foresight)
+        best = min([*ladder, choice], key=lambda c: c.total_loss)
+    return Plan(
+        asked=asked,
+        wish=wish,
+        choice=choice,
+        best=best,
+        ladder=tuple(ladder),
+        accuracy=foresight.accuracy(choice.served_loss) if foresight.benchmark else None,
+        optimal_tokens=foresight.optimal_tokens(choice.config),
+        refused=tuple(refused + more),
+    )
+
+
+def climb(wish: Wish, foresight: Foresight) -> list[Choice]:
+    """Sizes around the best for so much computing, smallest first; those that fit nowhere are left out."""
+    speed = 0.4 * wish.device.matmul[wish.precision]
+    middle = foresight.optimal_parameters(wish.devices * wish.days * DAY_S * speed)
+    sizes = [foresight.shape(max(SMALLEST, middle * times), wish.sequence_length) for times in LADDER]
+    if wish.fits_bytes is not None:
+        sizes.append(_largest_that_fits(wish, foresight, sizes[0]))
+    found: dict[LlamaConfig, Choice] = {}
+    for config in sorted(sizes, key=lambda c: c.parameters):
+        if config in found or best_bits(config, wish.serve_context, wish.fits_bytes, wish.bits) is None:
+            continue
+        try:
+            found[config] = choose(config, wish, foresight, quick=True)
+        except ConfigError:
+            if config.parameters > middle:
+                break  # larger ones do not fit either
+    if not found:
+        found[sizes[0]] = choose(sizes[0], wish, foresight)
+    return list(found.values())
+
+
+def cheapest(ladder: Sequence[Choice], best: Choice, wish: Wish) -> Choice:
+    """The cheapest to train and serve of those whose loss is within the wish's tolerance of the best."""
+    if not wish.serve_tokens:
+        return best
+    near = [c for c in ladder if c.total_loss <= best.total_loss * (1 + wish.tolerance)]
+    return min(near, key=lambda c: c.hours)
+
+
+def _largest_that_fits(wish: Wish, foresight: Foresight, smallest: LlamaConfig) -> LlamaConfig:
+    low, high = SMALLEST, 1e13
+    fits = smallest
+    for _ in range(24):
+        middle = (low * high) ** 0.5
+        config = foresight.shape(middle, wish.sequence_length)
+        if best_bits(config, wish.serve_context, wish.fits_bytes, wish.bits) is None:
+            high = middle
+        else:
+            low, fits = middle, config
+    return fits
+
+
+def _with_precision(wish: Wish) -> tuple[Wish, list[str]]:
+    if wish.precision in wish.device.matmul:
+        return wish, []
+    have = next(iter(wish.device.matmul))
+    return replace(wish, precision=have), [f"{wish.device.name} has no {wish.precision} products; planned with {have}"]
+
+
+def _with_room(wish: Wish, foresight: Foresight) -> tuple[Wish, list[str]]:
+    """Room for some model at least, on the device that is to hold it."""
+    if wish.fits_bytes is None:
+        return wish, []
+    smallest = foresight.shape(SMALLEST, wish.sequence_length)
+    needs = least_bytes(smallest, min(wish.bits), wish.serve_context)
+    if needs <= wish.fits_bytes:
+        return wish, []
+    said = (
+        f"nothing fits {bytes_(wish.fits_bytes)}: the smallest model here ({smallest.parameters / 1e6:.1f}M parameters, "
+        f"{min(wish.bits)} bits, a sequence of {wish.serve_context:,} tokens) needs {bytes_(needs)}; planned for that"
+    )
+    return replace(wish, fits_bytes=needs), [said]
+
+
+def _with_devices(wish: Wish, foresight: Foresight) -> tuple[Wish, list[str]]:
+    """As many devices as the size needs at least: as asked, or doubled until it fits."""
+    refused: list[str] = []
+    devices = wish.devices
+    while True:
+        try:
+            choose(wish.size, replace(wish, devices=devices), foresight, quick=True)
+            break
+        except ConfigError as error:
+            refused = refused or [error.message]
+            devices *= 2
+            if devices > MOST_DEVICES:
+                raise
+    if devices == wish.devices:
+        return wish, []
+    return replace(wish, devices=devices), [f"{refused[0]}; planned with {devices:,}"]
+
+
+def _too_slow(choice: Choice, wish: Wish) -> list[str]:
+    if not (wish.days and wish.tokens) or choice.train_seconds <= 1.01 * wish.days * DAY_S:
+        return []
+    days = choice.train_seconds / DAY_S
+    possible = choice.tokens * wish.days / days
+    return [
+        f"{count(choice.tokens)} tokens take {days:,.1f} days, not {wish.days:g}; planned for that long. In {wish.days:g} "
+        f"days: {count(possible)} tokens, or all of them on about {choice.devices * days / wish.days * 1.05:,.0f} devices"
+    ]
+
+
+def _too_big(choice: Choice, wish: Wish) -> list[str]:
+    if choice.serving is not None:
+        return []
+    needs = least_bytes(choice.config, min(wish.bits), wish.serve_context)
+    return [
+        f"{choice.config.parameters / 1e9:.3g}B parameters do not fit {bytes_(wish.fits_bytes)} at {min(wish.bits)} bits with a "
+        f"sequence of {wish.serve_context:,} tokens: they need {bytes_(needs)}; leave the size out to plan for one that fits"
+    ]
