@@ -47,7 +47,7 @@ A wish that is impossible is answered with the nearest possible one. Machines: H
     sub.add_argument("--sequence-length", default="8192", help="tokens, in training")
     sub.add_argument("--precision", choices=("bf16", "fp8", "fp32"), default="bf16", help="of the products")
     sub.add_argument("--price", default=None, help="of a device-hour, in any currency")
-    sub.add_argument("--tolerance", default="0.005", help="share of the loss given up for cheaper serving")
+    sub.add_argument("--tolerance", default="0.01", help="share of the loss given up for cheaper serving")
     sub.add_argument("--law", default="chinchilla", help="a public law's name, or what `puna scale` wrote")
     sub.add_argument("--hardware", type=Path, default=None, metavar="FILE", help="machines of your own")
     sub.add_argument("--calibrate", type=Path, default=None, metavar="FILE", help="measure this machine into FILE, then stop")
@@ -85,6 +85,11 @@ class LawForesight:
 
     def optimal_parameters(self, flops: float) -> float:
         return self.law.optimum(flops).parameters.value
+
+    def learning_rate(self, config: "LlamaConfig", tokens: float) -> float:
+        from puna.scaling.family import recipe_for
+
+        return float(f"{recipe_for(config, tokens, config.context).learning_rate:.3g}")
 
     def shape(self, parameters: float, context: int) -> "LlamaConfig":
         from puna.scaling.family import of_size
@@ -211,7 +216,7 @@ def _write(options: argparse.Namespace, made: "Plan", found: list, foresight: La
     if options.recipe:
         from puna.planner.recipe import recipe
 
-        write_atomic(options.recipe, json.dumps(recipe(made), indent=1) + "\n")
+        write_atomic(options.recipe, json.dumps(recipe(made, foresight), indent=1) + "\n")
         log.info(f"{options.recipe}: settings for `puna pretrain {options.recipe}`")
 
 

@@ -44,16 +44,12 @@ def _serving(plan: Plan) -> list[str]:
     wish, found = plan.wish, []
     options = ((0.0, "nothing to serve"), (10 * wish.serve_tokens, "ten times as much to serve"))
     for served, said in options if wish.serve_tokens else ((1e12, "1T tokens to serve"),):
-        ladder = [_serves(c, served) for c in plan.ladder]
-        other = cheapest(ladder, min(ladder, key=lambda c: c.total_loss), replace(wish, serve_tokens=served))
+        other = cheapest(plan.ladder, plan.best, replace(wish, serve_tokens=served))
         same = other.config.parameters == plan.choice.config.parameters
-        what = "the same size" if same else f"{parameters(other.config)}, loss {other.total_loss:.3f}"
+        bits = f" at {other.serving.bits} bits" if other.serving and served else ""
+        what = ("the same size" if same else parameters(other.config)) + f"{bits}, loss {other.total_loss:.3f}"
         found.append(f"{said}: {what}" + (f", {hours(other.serve_hours)} of serving" if served else ""))
     return found
-
-
-def _serves(choice: Choice, tokens: float) -> Choice:
-    return replace(choice, serve_hours=choice.serving.device_hours(tokens) if choice.serving else 0.0)
 
 
 def _room(plan: Plan, foresight: Foresight) -> list[str]:

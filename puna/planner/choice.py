@@ -7,7 +7,7 @@ from puna.errors import ConfigError
 from puna.model.sizes import LlamaConfig
 from puna.planner.layouts import Found, search
 from puna.planner.risk import Risk, risk
-from puna.planner.serving import Serving, best_bits, serving
+from puna.planner.serving import Serving, fitting_bits, serving
 from puna.planner.wish import DAY_S, Foresight, Range, Wish
 from puna.planner.work import Work
 
@@ -67,18 +67,30 @@ def choose(config: LlamaConfig, wish: Wish, foresight: Foresight, *, quick: bool
     found = fastest(config, wish, quick=quick)
     danger = risk(wish.devices, found.best.step.seconds, wish.device)
     tokens = wish.tokens or found.best.step.tokens_per_s * danger.effective * wish.days * DAY_S
-    bits = best_bits(config, wish.serve_context, wish.fits_bytes, wish.bits)
-    served = serving(config, bits, wish.device, wish.serve_context) if bits else None
-    return Choice(
+    bits = fitting_bits(config, wish.serve_context, wish.fits_bytes, wish.bits)
+    made = Choice(
         config=config,
         found=found,
         risk=danger,
         tokens=tokens,
         loss=foresight.loss(config, tokens),
-        serving=served,
-        serve_hours=served.device_hours(wish.serve_tokens) if served else 0.0,
+        serving=None,
+        serve_hours=0.0,
         devices=wish.devices,
     )
+    return served(made, wish, bits[0]) if bits else made
+
+
+def served(choice: Choice, wish: Wish, bits: int) -> Choice:
+    """The same model, served with weights of `bits`."""
+    how = serving(choice.config, bits, wish.device, wish.serve_context)
+    return replace(choice, serving=how, serve_hours=how.device_hours(wish.serve_tokens))
+
+
+def ways_to_serve(choice: Choice, wish: Wish) -> list[Choice]:
+    """The same model with each number of bits that fits."""
+    bits = fitting_bits(choice.config, wish.serve_context, wish.fits_bytes, wish.bits)
+    return [served(choice, wish, b) for b in bits] or [choice]
 
 
 def fastest(config: LlamaConfig, wish: Wish, *, quick: bool = False) -> Found:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from puna.errors import ConfigError
 from puna.model.sizes import LlamaConfig
 from puna.planner.amounts import bytes_, count
-from puna.planner.choice import Choice, choose
-from puna.planner.serving import best_bits, least_bytes
+from puna.planner.choice import Choice, choose, served, ways_to_serve
+from puna.planner.serving import fitting_bits, least_bytes
 from puna.planner.wish import DAY_S, Foresight, Range, Wish
 
 LADDER = [2 ** (i / 1.5) for i in range(-7, 4)]  # sizes that are tried, times the compute-optimal one
@@ -49,10 +49,12 @@ def plan(asked: Wish, foresight: Foresight) -> Plan:
         wish, more = _with_room(wish, foresight)
         ladder = climb(wish, foresight)
         best = min(ladder, key=lambda c: c.total_loss)
-        choice = choose(cheapest(ladder, best, wish).config, wish, foresight)
+        choice = _thorough(cheapest(ladder, best, wish), wish, foresight)
     else:
         wish, more = _with_devices(wish, foresight)
         choice = choose(wish.size, wish, foresight)
+        near = [c for c in ways_to_serve(choice, wish) if c.total_loss <= choice.total_loss * (1 + wish.tolerance)]
+        choice = min(near, key=lambda c: c.serve_hours) if wish.serve_tokens else choice
         more += _too_slow(choice, wish) + _too_big(choice, wish)
         days = min(1e5, choice.train_seconds / DAY_S)
         ladder = climb(replace(wish, size=None, tokens=None, days=days), foresight)
@@ -78,7 +80,7 @@ def climb(wish: Wish, foresight: Foresight) -> list[Choice]:
         sizes.append(_largest_that_fits(wish, foresight, sizes[0]))
     found: dict[LlamaConfig, Choice] = {}
     for config in sorted(sizes, key=lambda c: c.parameters):
-        if config in found or best_bits(config, wish.serve_context, wish.fits_bytes, wish.bits) is None:
+        if config in found or not fitting_bits(config, wish.serve_context, wish.fits_bytes, wish.bits):
             continue
         try:
             found[config] = choose(config, wish, foresight, quick=True)
@@ -91,11 +93,17 @@ def climb(wish: Wish, foresight: Foresight) -> list[Choice]:
 
 
 def cheapest(ladder: Sequence[Choice], best: Choice, wish: Wish) -> Choice:
-    """The cheapest to train and serve of those whose loss is within the wish's tolerance of the best."""
+    """The cheapest to train and serve of those whose loss is within the wish's tolerance of the best, bits included."""
     if not wish.serve_tokens:
         return best
-    near = [c for c in ladder if c.total_loss <= best.total_loss * (1 + wish.tolerance)]
+    near = [c for size in ladder for c in ways_to_serve(size, wish) if c.total_loss <= best.total_loss * (1 + wish.tolerance)]
     return min(near, key=lambda c: c.hours)
+
+
+def _thorough(choice: Choice, wish: Wish, foresight: Foresight) -> Choice:
+    """The same size after a whole search for its layout, served the same way."""
+    found = choose(choice.config, wish, foresight)
+    return served(found, wish, choice.serving.bits) if choice.serving else found
 
 
 def _largest_that_fits(wish: Wish, foresight: Foresight, smallest: LlamaConfig) -> LlamaConfig:
@@ -104,7 +112,7 @@ def _largest_that_fits(wish: Wish, foresight: Foresight, smallest: LlamaConfig) 
     for _ in range(24):
         middle = (low * high) ** 0.5
         config = foresight.shape(middle, wish.sequence_length)
-        if best_bits(config, wish.serve_context, wish.fits_bytes, wish.bits) is None:
+        if not fitting_bits(config, wish.serve_context, wish.fits_bytes, wish.bits):
             high = middle
         else:
             low, fits = middle, config

@@ -43,7 +43,7 @@ def risk(devices: int, step_s: float, device: Device) -> Risk:
         return Risk(effective=LEAST, between_s=between, save_every_steps=1, scenario=None)
     interval = daly_interval_s(scenario.times.save_stall_s, scenario.between_faults_s)
     every = max(1, round(interval / step_s))
-    scenario = replace(scenario, saves=SavePolicy(every_steps=every, memory_every_steps=0, kept=4))
+    scenario = replace(scenario, save=SavePolicy(every_steps=every, memory_every_steps=0, kept=4))
     return Risk(
         effective=max(LEAST, expected(scenario)), between_s=scenario.between_faults_s, save_every_steps=every,
         scenario=scenario,

@@ -77,9 +77,7 @@ def serving(config: LlamaConfig, bits: int, device: Device, context: int) -> Ser
     )  # fmt: skip
 
 
-def best_bits(config: LlamaConfig, context: int, fits_bytes: float | None, allowed: tuple[int, ...] = BITS) -> int | None:
-    """The most bits whose weights fit, with a sequence of `context` tokens; None if not even the fewest do."""
-    for bits in sorted(allowed, reverse=True):
-        if fits_bytes is None or least_bytes(config, bits, context) <= fits_bytes:
-            return bits
-    return None
+def fitting_bits(config: LlamaConfig, context: int, fits_bytes: float | None, allowed: tuple[int, ...] = BITS) -> list[int]:
+    """The bits whose weights fit, with a sequence of `context` tokens; most first."""
+    limit = fits_bytes or float("inf")
+    return [bits for bits in sorted(allowed, reverse=True) if least_bytes(config, bits, context) <= limit]

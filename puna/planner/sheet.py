@@ -66,7 +66,9 @@ def _answer(plan: Plan) -> Iterator[Figure]:
     yield Figure("size", f"{parameters(c)} parameters: {shape}", c.parameters, "sum of all matrices", "puna/model/sizes.py")
     each = choice.tokens / c.parameters
     asked = "as asked" if plan.wish.tokens else "tokens/s x time x effective share"
-    yield Figure("tokens", f"{count(choice.tokens)}, {each:,.3g} for each parameter", choice.tokens, asked, "Time, Risk")
+    each = f"{each:,.0f}" if each >= 100 else f"{each:.1f}"
+    text = f"{count(choice.tokens)}, {each} for each parameter"
+    yield Figure("tokens", text, choice.tokens, asked, "Time, Risk")
     days = choice.train_seconds / DAY_S
     text = f"{amounts.seconds(choice.train_seconds)} on {plan.wish.devices:,} x {plan.wish.device.name}"
     yield Figure("time", text, days, "tokens / (tokens/s x effective share)", "Time, Risk")
@@ -89,8 +91,8 @@ def _why(plan: Plan) -> Iterator[Figure]:
         given = choice.total_loss / best.total_loss - 1
         saved = best.hours - choice.hours
         text = (
-            f"{parameters(best.config)} would reach {best.total_loss:.3f}, {given:.2%} less; it costs {hours(saved)} more to "
-            f"serve {count(wish.serve_tokens)} tokens"
+            f"{parameters(best.config)} would reach {best.total_loss:.3f}, {given:.2%} less, and take {hours(saved)} more to "
+            f"train and serve {count(wish.serve_tokens)} tokens (at {best.serving.bits if best.serving else 16} bits)"
         )
         yield Figure("lowest loss", text, best.config.parameters, f"cheapest within {wish.tolerance:.1%} of it", "arXiv 2401.00448")
     largest = plan.ladder[-1]
@@ -193,6 +195,8 @@ def _beyond(plan: Plan, foresight: Foresight) -> Iterator[Figure]:
         f"{over.optimal_loss[0]:.3f} to {over.loss[0]:.3f}, by {bought:.3f}"
     )
     yield Figure("cost and gain", text, {"flops": over.flops, "optimal_flops": over.optimal_flops, "loss": bought}, "D x FLOPs per token", "docs/planning.md")
+    if over.equal is not None and over.equal_flops > 0.9 * over.flops:
+        return
     if over.equal is None:
         yield Figure("same loss otherwise", "no compute-optimal model of any size reaches it, by this law", None)
         return

@@ -35,6 +35,10 @@ class Foresight(Protocol):
         """The best size for so much computing."""
         ...
 
+    def learning_rate(self, config: LlamaConfig, tokens: float) -> float:
+        """The peak for a run of so many tokens."""
+        ...
+
     def shape(self, parameters: float, context: int) -> LlamaConfig:
         """A Llama of about so many parameters."""
         ...
@@ -56,7 +60,7 @@ class Wish:
     sequence_length: int = 8192  # when trained
     precision: str = "bf16"
     price: float | None = None  # of a device-hour, any currency
-    tolerance: float = 0.005  # of the loss, given up for cheaper serving
+    tolerance: float = 0.01  # of the loss, given up for cheaper serving
 
     def __post_init__(self) -> None:
         for name in ("days", "tokens", "fits_bytes", "price"):
