@@ -139,7 +139,7 @@ def titan_rows(hidden: float) -> list[Published]:
             **full,
             **fp8,
             **overlapped,
-        ),  # fmt: skip
+        ),
         _titan("70B, 256", "70b", ONE_STAGE, 512, 597.3, source=ASYNC_TITAN, **full),
         _titan("70B, 256, overlap", "70b", ONE_STAGE, 512, 652.4, source=ASYNC_TITAN, **full, **overlapped),
         PLAIN_64,

@@ -42,19 +42,34 @@ A wish that is impossible is answered with the nearest possible one. Machines: H
     sub.add_argument("--tokens", default=None, help="to train on: 15e12, 300B")
     sub.add_argument("--serve-tokens", default="0", metavar="TOKENS", help="to be generated in the model's life")
     sub.add_argument("--fits", default=None, metavar="SIZE", help="24GB: the device that must hold the served model")
-    sub.add_argument("--bits", type=int, choices=(4, 8, 16), default=None, help="of the served weights; default: the most that fit")
+    sub.add_argument(
+        "--bits", type=int, choices=(4, 8, 16), default=None, help="of the served weights; default: the most that fit"
+    )
     sub.add_argument("--context", default="8192", help="tokens of a served sequence")
     sub.add_argument("--sequence-length", default="8192", help="tokens, in training")
     sub.add_argument("--precision", choices=("bf16", "fp8", "fp32"), default="bf16", help="of the products")
+    sub.add_argument(
+        "--software",
+        choices=("puna", "tuned"),
+        default="puna",
+        help="whose trainer: `puna pretrain`, or one with all fused",
+    )
+    sub.add_argument(
+        "--vocabulary", type=int, default=VOCABULARY, help="words of the tokenizer, where a size is chosen"
+    )
     sub.add_argument("--price", default=None, help="of a device-hour, in any currency")
     sub.add_argument("--tolerance", default="0.01", help="share of the loss given up for cheaper serving")
     sub.add_argument("--law", default="chinchilla", help="a public law's name, or what `puna scale` wrote")
     sub.add_argument("--hardware", type=Path, default=None, metavar="FILE", help="machines of your own")
-    sub.add_argument("--calibrate", type=Path, default=None, metavar="FILE", help="measure this machine into FILE, then stop")
+    sub.add_argument(
+        "--calibrate", type=Path, default=None, metavar="FILE", help="measure this machine into FILE, then stop"
+    )
     sub.add_argument("--explain", action="store_true", help="formula and source of every figure")
     sub.add_argument("--json", action="store_true", help="all figures, to stdout")
     sub.add_argument("--html", type=Path, default=None, metavar="FILE", help="the same as a page with plots")
-    sub.add_argument("--recipe", type=Path, default=None, metavar="FILE", help="write the settings that `puna pretrain` takes")
+    sub.add_argument(
+        "--recipe", type=Path, default=None, metavar="FILE", help="write the settings that `puna pretrain` takes"
+    )
 
 
 class LawForesight:
@@ -106,7 +121,9 @@ def _plan(options: argparse.Namespace) -> int:
     from puna.planner import sheet
     from puna.planner.plan import plan
 
-    wish, foresight = _wish(options), _foresight(options.law)
+    if not 256 <= options.vocabulary <= 1 << 24:
+        raise ConfigError(f"--vocabulary {options.vocabulary} is not a tokenizer's", hint="give 256 to 16,777,216")
+    wish, foresight = _wish(options), _foresight(options.law, options.vocabulary)
     made = plan(wish, foresight)
     found = sheet.sections(made, foresight)
     if options.json:
@@ -128,19 +145,20 @@ def _wish(options: argparse.Namespace) -> "Wish":
         device=device,
         days=_number("--days", options.days),
         tokens=_number("--tokens", options.tokens),
-        size=_size(options.size, int(_number("--sequence-length", options.sequence_length))),
+        size=_size(options.size, int(_number("--sequence-length", options.sequence_length)), options.vocabulary),
         serve_tokens=_number("--serve-tokens", options.serve_tokens),
         fits_bytes=_bytes(options.fits),
         bits=(options.bits,) if options.bits else BITS,
         serve_context=int(_number("--context", options.context)),
         sequence_length=int(_number("--sequence-length", options.sequence_length)),
         precision=options.precision,
+        software=options.software,
         price=_number("--price", options.price),
         tolerance=_number("--tolerance", options.tolerance),
     )
 
 
-def _foresight(name: str) -> LawForesight:
+def _foresight(name: str, vocabulary: int) -> LawForesight:
     from puna.scaling import public
     from puna.scaling.law import Law
 
@@ -148,7 +166,7 @@ def _foresight(name: str) -> LawForesight:
     if not isinstance(law, Law):
         hint = "take chinchilla, or a law that `puna scale` fitted"
         raise ConfigError(f"the law {name!r} says what is optimal, but no losses", hint=hint)
-    return LawForesight(law)
+    return LawForesight(law, vocabulary)
 
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -160,7 +178,9 @@ def _number(option: str, text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"([\d_.,]+(?:[eE][+-]?\d+)?)([kKmMbBgGtT]?)", text.strip())
     try:
-        value = float(match[1].replace(",", "").replace("_", "")) * _UNITS.get(match[2].lower(), 1) if match else math.nan
+        value = (
+            float(match[1].replace(",", "").replace("_", "")) * _UNITS.get(match[2].lower(), 1) if match else math.nan
+        )
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -182,7 +202,7 @@ def _bytes(text: str | None) -> float | None:
     return value
 
 
-def _size(text: str | None, context: int) -> "LlamaConfig | None":
+def _size(text: str | None, context: int, vocabulary: int) -> "LlamaConfig | None":
     """A size of the table by its name or ending, or a Llama of so many parameters."""
     if text is None:
         return None
@@ -201,7 +221,7 @@ def _size(text: str | None, context: int) -> "LlamaConfig | None":
         raise ConfigError(f"a Llama of {parameters:g} parameters is not planned", hint="give 1e5 to 1e14")
     from puna.scaling.family import of_size
 
-    return of_size(parameters, vocab_size=VOCABULARY, context=context)
+    return of_size(parameters, vocab_size=vocabulary, context=context)
 
 
 def _write(options: argparse.Namespace, made: "Plan", found: list, foresight: LawForesight) -> None:
@@ -221,4 +241,14 @@ def _write(options: argparse.Namespace, made: "Plan", found: list, foresight: La
 
 
 def _calibrate(path: Path) -> int:
-    raise NotImplementedError
+    from puna.planner.calibrate import measure, save
+    from puna.planner.hardware import devices
+
+    if path.exists():
+        devices(path)  # a file that is not one is refused before anything is measured
+    save(measure(), path)
+    found = devices(path)["here"]
+    speeds = ", ".join(f"{precision} {speed / 1e12:.3g}" for precision, speed in found.matmul.items())
+    print(f"{path}: this machine as `here`: products {speeds} TFLOP/s, reading {found.read / 1e9:.3g} GB/s")
+    print(f"plan with it: puna plan --gpus 1xhere --hardware {path} --days 1")
+    return 0

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from puna.errors import ConfigError
 from puna.model.sizes import LlamaConfig
@@ -12,6 +13,12 @@ from puna.planner.wish import DAY_S, Foresight, Range, Wish
 from puna.planner.work import Work
 
 MOST_BATCH_TOKENS = 16 << 20  # Llama 3 405B's largest (arXiv 2407.21783, 3.4.1)
+# How a step is computed: as `puna pretrain` does it (PyTorch's operators and its fused attention, the stream in float32,
+# the loss in chunks), or with everything fused and Hopper's attention kernel, as tuned trainers do.
+SOFTWARE: dict[str, dict[str, Any]] = {
+    "puna": {"attention": "flash2", "compiled": False, "autocast": True, "chunked_loss": True},
+    "tuned": {"attention": "flash3", "compiled": True, "chunked_loss": True},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +103,7 @@ def ways_to_serve(choice: Choice, wish: Wish) -> list[Choice]:
 def fastest(config: LlamaConfig, wish: Wish, *, quick: bool = False) -> Found:
     """The fastest layout of the wish's devices for this size. Raises `ConfigError` if none fits."""
     rows = batch_rows(config, wish.devices, wish.sequence_length)
-    kernel = "flash3" if "flash3" in wish.device.attention else next(iter(wish.device.attention))
-    work = Work(sequence_length=wish.sequence_length, rows=rows, precision=wish.precision, attention=kernel)
+    work = Work(sequence_length=wish.sequence_length, rows=rows, precision=wish.precision, **SOFTWARE[wish.software])
     try:
         return search(config, wish.devices, work, wish.device, quick=quick)
     except ConfigError:

@@ -14,6 +14,7 @@ from puna.evaluation.report.page import document
 from puna.evaluation.report.parts import panel, panels, section
 from puna.planner import amounts
 from puna.planner.amounts import bytes_, count, parameters
+from puna.planner.choice import ways_to_serve
 from puna.planner.layouts import WORDS
 from puna.planner.plan import Plan
 from puna.planner.sheet import Figure, Section
@@ -32,7 +33,7 @@ def page(plan: Plan, found: Sequence[Section], foresight: Foresight) -> str:
         "are under each figure; nothing here was measured on the machine it is about."
     )
     named = {s.title: s for s in found}
-    body = [el("header", el("h1", title), el("p", lead, cls="lead"), _tiles(plan))]
+    body = [el("header", el("h1", title), el("p", lead, cls="lead"), _tiles(plan, foresight.benchmark))]
     if plan.refused:
         body.append(_told(named["Not possible as asked"], "refused"))
     body += [
@@ -40,27 +41,42 @@ def page(plan: Plan, found: Sequence[Section], foresight: Foresight) -> str:
         _told(named["Expected"], "expected"),
         _told(named["Layout"], "layout", _filled(plan)),
         _told(named["Time"], "time", _timeline(plan)),
-        *(_told(named[t], t.split()[0].lower()) for t in ("Cost", "Serving", "Tokens beyond the optimum", "Risk") if t in named),
+        *(
+            _told(named[t], t.split()[0].lower())
+            for t in ("Cost", "Serving", "Tokens beyond the optimum", "Risk")
+            if t in named
+        ),
         _told(named["What would change the answer"], "changes"),
         el("footer", "Made by puna plan; the same figures for machines: --json."),
     ]
-    links = [("why", "Why"), ("layout", "Layout"), ("time", "Time"), ("cost", "Cost"), ("risk", "Risk"), ("changes", "Changes")]
+    links = [
+        ("why", "Why"),
+        ("layout", "Layout"),
+        ("time", "Time"),
+        ("cost", "Cost"),
+        ("risk", "Risk"),
+        ("changes", "Changes"),
+    ]
     return document(f"Plan: {title}", body, [link for link in links if link[0] != "risk" or "Risk" in named])
 
 
-def _tiles(plan: Plan) -> Markup:
+def _tiles(plan: Plan, benchmark: str) -> Markup:
     choice = plan.choice
     tiles = [
         ("loss expected", f"{choice.total_loss:.3f}", f"90% interval {choice.loss[1]:.3f} to {choice.loss[2]:.3f}"),
         ("time", amounts.seconds(choice.train_seconds), f"{choice.steps:,} steps"),
-        ("training", amounts.hours(choice.train_hours), _price(plan, choice.train_hours)),
+        ("training, device-hours", f"{choice.train_hours:,.0f}", _price(plan, choice.train_hours)),
     ]
     if plan.wish.serve_tokens and choice.serving:
-        tiles.append(("serving", amounts.hours(choice.serve_hours), f"{count(plan.wish.serve_tokens)} tokens{_price(plan, choice.serve_hours, ', ')}"))
+        note = f"{count(plan.wish.serve_tokens)} tokens{_price(plan, choice.serve_hours, ', ')}"
+        tiles.append(("serving, device-hours", f"{choice.serve_hours:,.0f}", note))
     if plan.accuracy:
         value, low, high = plan.accuracy
-        tiles.append(("MMLU expected", f"{value:.0%}", f"90% interval {low:.0%} to {high:.0%}"))
-    made = [el("li", el("div", what, cls="what"), el("div", figure, cls="figure"), el("div", note, cls="interval")) for what, figure, note in tiles]
+        tiles.append((f"{benchmark} expected", f"{value:.0%}", f"90% interval {low:.0%} to {high:.0%}"))
+    made = [
+        el("li", el("div", what, cls="what"), el("div", figure, cls="figure"), el("div", note, cls="interval"))
+        for what, figure, note in tiles
+    ]
     return el("ul", made, cls="tiles")
 
 
@@ -76,7 +92,11 @@ def _told(part: Section, id: str, *plots: Markup) -> Markup:
 
 
 def _row(figure: Figure) -> Markup:
-    why = [el("p", f"{name}: {getattr(figure, name)}", cls="note") for name in ("formula", "source") if getattr(figure, name)]
+    why = [
+        el("p", f"{name}: {getattr(figure, name)}", cls="note")
+        for name in ("formula", "source")
+        if getattr(figure, name)
+    ]
     told = el("details", el("summary", "where from"), why) if why else None
     if not figure.label:
         return el("tr", el("td", figure.text, told, colspan=2, cls="wide"))
@@ -117,7 +137,9 @@ def _hours(plan: Plan) -> Markup:
     for c in plan.ladder:
         x = math.log10(c.config.parameters)
         train.append((x, c.train_hours / 1000))
-        both.append((x, c.hours / 1000))
+        ways = {way.serving.bits: way for way in ways_to_serve(c, plan.wish) if way.serving}
+        same = ways.get(plan.choice.serving.bits if plan.choice.serving else 16, c)
+        both.append((x, same.hours / 1000))
     curves = [Curve(label="training", points=train, style="diagonal")]
     if plan.wish.serve_tokens:
         curves.append(Curve(label=f"and serving {count(plan.wish.serve_tokens)} tokens", points=both, style="smooth"))
@@ -147,7 +169,9 @@ def _filled(plan: Plan) -> Markup:
     return panels(
         [
             panel(f"A device's memory, {bytes_(room)}", bars(held, unit="GB", form="{:.1f}".format)),
-            panel(f"A step, {amounts.seconds(best.step.seconds)}", bars(spent, unit="share of the step", form=_percent)),
+            panel(
+                f"A step, {amounts.seconds(best.step.seconds)}", bars(spent, unit="share of the step", form=_percent)
+            ),
         ]
     )
 
@@ -182,7 +206,11 @@ def _timeline(plan: Plan) -> Markup:
     return panel(
         "One simulated run",
         lines(curves, x_label="days", y_label="billion tokens", zero=True),
-        el("p", f"{len(told)} interruptions (dots): {listed}. {run.effective:.1%} of the time trained; another seed, another run.", cls="note"),
+        el(
+            "p",
+            f"{len(told)} interruptions (dots): {listed}. {run.effective:.1%} of the time trained; another seed, another run.",
+            cls="note",
+        ),
     )
 
 

@@ -70,7 +70,9 @@ def search(
             memory = memory_per_rank(config, layout, how)
             tried += 1
             if memory.total <= USABLE * device.memory_bytes:
-                fits.append(Candidate(layout=layout, work=how, memory=memory, step=step_time(config, layout, how, device)))
+                fits.append(
+                    Candidate(layout=layout, work=how, memory=memory, step=step_time(config, layout, how, device))
+                )
                 break
             too_large += 1
             least = min(least, memory.total)
@@ -81,9 +83,7 @@ def search(
     return Found(best=best, others=tuple(_different(fits[1:], best, others)), tried=tried, too_large=too_large)
 
 
-def layouts(
-    config: LlamaConfig, world: int, work: Work, device: Device, *, quick: bool = False
-) -> Iterator[Layout]:
+def layouts(config: LlamaConfig, world: int, work: Work, device: Device, *, quick: bool = False) -> Iterator[Layout]:
     """Every sensible way to split a run over `world` devices."""
     inside = math.gcd(world, device.node) if world > device.node else world
     for tensor in _powers(min(inside, config.n_kv_heads)):
@@ -116,7 +116,9 @@ def _schedules(
         counts += [1]
     if quick:
         counts = counts[:1]
-    interleaved = [v for v in ((1, 4) if quick else (1, 2, 4, 8)) if split.pipeline > 1 and split.pipeline * v <= config.n_layers] or [1]
+    interleaved = [
+        v for v in ((1, 4) if quick else (1, 2, 4, 8)) if split.pipeline > 1 and split.pipeline * v <= config.n_layers
+    ] or [1]
     near = device.node // split.tensor
     for shard in sorted({data, data if quick else math.gcd(data, max(1, near))}):
         for microbatches in sorted(set(counts)):

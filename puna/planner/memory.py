@@ -12,7 +12,8 @@ Activations of one layer and token, in units of its compute dtype, with widths d
 heads), f (feed-forward): two norms keep their input and output (4 d); attention keeps q, k, v and its output (2 q + 2 k)
 and a float32 sum per head; SwiGLU keeps both products and their combination (3 f, 4 f when nothing is fused). Tensor
 parallelism divides the parts between the cut matrices, with sequence parallelism the rest as well (arXiv 2205.05198).
-Under autocast the stream is float32, each norm also keeps its unscaled output and the cast of what the products read.
+Our trainer (`autocast`) keeps the stream in float32, each norm's input and unscaled output, and for each of the five
+products that read it a cast, which tensor ranks gather before and keep whole.
 """
 
 from dataclasses import dataclass, fields
@@ -117,8 +118,8 @@ def layer_activations(config: LlamaConfig, layout: Layout, work: Work) -> float:
     d, f = config.dim, config.ffn_dim
     q, k = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     between = tp if layout.sequence_parallel else 1
-    if work.autocast:
-        norms = 2 * ((4 + 4 + c) * d + 4)
+    if work.autocast:  # each of wq, wk, wv, w1, w3 casts what it reads for itself, gathered before and kept whole
+        norms = 2 * (8 * d + 4) + 5 * c * d * between
         inner = c * (2 * q + 2 * k + 4 * f)
     else:
         norms = 2 * (2 * c * d + 4)
@@ -154,20 +155,25 @@ def _activations(config: LlamaConfig, layout: Layout, work: Work, pipeline_rank:
     if pipeline_rank == 0:
         held += 8  # token numbers
     if pipeline_rank == layout.pipeline - 1:
-        held += (10 if work.autocast else 2 * work.activation_bytes) * config.dim + 4  # the last norm
+        held += (8 if work.autocast else 2 * work.activation_bytes) * config.dim + 4  # the last norm
     if work.autocast:
         held += 4 * config.head_dim  # the rotation, complex64
     return held * tokens
 
 
-def _head(config: LlamaConfig, layout: Layout, work: Work) -> float:
-    """Logits in the compute dtype, in float32, and their gradient; or a chunk of them and the finished gradients."""
-    vocabulary = config.vocab_size / layout.tensor
-    tokens = local_tokens(layout, work)
-    c = work.activation_bytes
+def head_kept(config: LlamaConfig, layout: Layout, work: Work) -> float:
+    """Of the head, what is kept for the backward pass: logits and log-sums, or the finished gradients of a chunked loss."""
+    vocabulary, tokens = config.vocab_size / layout.tensor, local_tokens(layout, work)
     if work.chunked_loss:
-        return 4 * vocabulary * config.dim + c * config.dim * tokens + min(CHUNK, tokens) * vocabulary * (4 + c)
-    return tokens * vocabulary * (c + 4 + 4)
+        return 4 * vocabulary * config.dim + work.activation_bytes * config.dim * tokens
+    return tokens * vocabulary * (work.activation_bytes + 4)
+
+
+def _head(config: LlamaConfig, layout: Layout, work: Work) -> float:
+    """What is kept, and while it is made the logits' gradient, or one chunk of logits."""
+    vocabulary, tokens = config.vocab_size / layout.tensor, local_tokens(layout, work)
+    passing = min(CHUNK, tokens) * (4 + work.activation_bytes) if work.chunked_loss else 4 * tokens
+    return head_kept(config, layout, work) + vocabulary * passing
 
 
 def _communication(config: LlamaConfig, layout: Layout, work: Work, pipeline_rank: int, held: float) -> float:

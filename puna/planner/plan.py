@@ -6,6 +6,7 @@ size within `tolerance` of it wins (Sardana & Frankle, arXiv 2401.00448: who ser
 A wish that cannot be granted is answered with the nearest that can, and with the reason.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -87,8 +88,14 @@ def climb(wish: Wish, foresight: Foresight) -> list[Choice]:
         except ConfigError:
             if config.parameters > middle:
                 break  # larger ones do not fit either
-    if not found:
-        found[sizes[0]] = choose(sizes[0], wish, foresight)
+    size = float(sizes[0].parameters)
+    while not found:  # even the smallest of the ladder is too large for the devices: down to one that fits
+        size /= 2
+        config = foresight.shape(max(SMALLEST, size), wish.sequence_length)
+        if size <= SMALLEST:
+            found[config] = choose(config, wish, foresight)  # or says what it lacks
+        with contextlib.suppress(ConfigError):
+            found[config] = choose(config, wish, foresight, quick=True)
     return list(found.values())
 
 
@@ -96,7 +103,12 @@ def cheapest(ladder: Sequence[Choice], best: Choice, wish: Wish) -> Choice:
     """The cheapest to train and serve of those whose loss is within the wish's tolerance of the best, bits included."""
     if not wish.serve_tokens:
         return best
-    near = [c for size in ladder for c in ways_to_serve(size, wish) if c.total_loss <= best.total_loss * (1 + wish.tolerance)]
+    near = [
+        c
+        for size in ladder
+        for c in ways_to_serve(size, wish)
+        if c.total_loss <= best.total_loss * (1 + wish.tolerance)
+    ]
     return min(near, key=lambda c: c.hours)
 
 

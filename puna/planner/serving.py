@@ -77,7 +77,9 @@ def serving(config: LlamaConfig, bits: int, device: Device, context: int) -> Ser
     )  # fmt: skip
 
 
-def fitting_bits(config: LlamaConfig, context: int, fits_bytes: float | None, allowed: tuple[int, ...] = BITS) -> list[int]:
+def fitting_bits(
+    config: LlamaConfig, context: int, fits_bytes: float | None, allowed: tuple[int, ...] = BITS
+) -> list[int]:
     """The bits whose weights fit, with a sequence of `context` tokens; most first."""
     limit = fits_bytes or float("inf")
     return [bits for bits in sorted(allowed, reverse=True) if least_bytes(config, bits, context) <= limit]

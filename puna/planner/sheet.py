@@ -1,8 +1,8 @@
 """A plan as sections of figures, each with its formula and its source: what all three faces of `puna plan` show.
 
-    text      one page for a terminal; with `--explain` formula and source under each figure
-    html      the same with plots (`drawn.py`)
-    json      the same for machines
+text      one page for a terminal; with `--explain` formula and source under each figure
+html      the same with plots (`drawn.py`)
+json      the same for machines
 """
 
 from collections.abc import Iterator
@@ -63,7 +63,9 @@ def _answer(plan: Plan) -> Iterator[Figure]:
     choice = plan.choice
     c = choice.config
     shape = f"{c.n_layers} layers, width {c.dim:,}, {c.n_heads} heads ({c.n_kv_heads} key/value), feed-forward {c.ffn_dim:,}"
-    yield Figure("size", f"{parameters(c)} parameters: {shape}", c.parameters, "sum of all matrices", "puna/model/sizes.py")
+    yield Figure(
+        "size", f"{parameters(c)} parameters: {shape}", c.parameters, "sum of all matrices", "puna/model/sizes.py"
+    )
     each = choice.tokens / c.parameters
     asked = "as asked" if plan.wish.tokens else "tokens/s x time x effective share"
     each = f"{each:,.0f}" if each >= 100 else f"{each:.1f}"
@@ -94,10 +96,18 @@ def _why(plan: Plan) -> Iterator[Figure]:
             f"{parameters(best.config)} would reach {best.total_loss:.3f}, {given:.2%} less, and take {hours(saved)} more to "
             f"train and serve {count(wish.serve_tokens)} tokens (at {best.serving.bits if best.serving else 16} bits)"
         )
-        yield Figure("lowest loss", text, best.config.parameters, f"cheapest within {wish.tolerance:.1%} of it", "arXiv 2401.00448")
+        yield Figure(
+            "lowest loss",
+            text,
+            best.config.parameters,
+            f"cheapest within {wish.tolerance:.1%} of it",
+            "arXiv 2401.00448",
+        )
     largest = plan.ladder[-1]
     if wish.fits_bytes is not None and best is largest:
-        text = f"{bytes_(wish.fits_bytes)} is what limits the size: {parameters(largest.config)} is the largest that fits"
+        text = (
+            f"{bytes_(wish.fits_bytes)} is what limits the size: {parameters(largest.config)} is the largest that fits"
+        )
         yield Figure("limit", text, wish.fits_bytes)
 
 
@@ -108,7 +118,9 @@ def _expected(plan: Plan, foresight: Foresight) -> Iterator[Figure]:
     served = plan.choice.serving
     if served and served.loss:
         text = f"{plan.choice.total_loss:.3f} at {served.bits} bits"
-        yield Figure("loss when served", text, plan.choice.total_loss, f"loss + {served.loss}", "docs/log.md, 2026-11-22")
+        yield Figure(
+            "loss when served", text, plan.choice.total_loss, f"loss + {served.loss}", "docs/log.md, 2026-11-22"
+        )
     if plan.accuracy:
         value, low, high = plan.accuracy
         text = f"{value:.0%} [{low:.0%}, {high:.0%}]"
@@ -121,18 +133,27 @@ def _layout(plan: Plan) -> Iterator[Figure]:
     best, step = found.best, found.best.step
     tried = f"fastest of {found.tried:,} ways that were tried, {found.too_large:,} too large"
     yield Figure("layout", str(best), str(best), tried, "puna/planner/layouts.py")
+    if plan.wish.software == "puna" and best.work.recompute != "none":
+        text = "`puna pretrain` does not recompute yet: this layout is for a trainer that does, or take more devices"
+        yield Figure("note", text, text)
     kinds = ", ".join(f"{name} {bytes_(size)}" for name, size in best.memory.by_kind().items())
     room = plan.wish.device.memory_bytes
     text = f"{bytes_(best.memory.total)} of {bytes_(room)}: {kinds}"
-    yield Figure("memory", text, best.memory.by_kind(), "docs/planning.md, Memory", "arXiv 2205.05198; puna/planner/memory.py")
+    yield Figure(
+        "memory", text, best.memory.by_kind(), "docs/planning.md, Memory", "arXiv 2205.05198; puna/planner/memory.py"
+    )
     rows = best.work.rows
     text = f"{count(step.tokens)} tokens ({rows:,} rows of {best.work.sequence_length:,})"
     formula = "2048 * 160 * (N / 108M)^(2/3) tokens, at most 16M"
     yield Figure("step", text, step.tokens, formula, "OLMo-core's ladder; arXiv 2407.21783, 3.4.1")
-    parts = [f"{WORDS[name]} {took / step.seconds:.0%}" for name, took in step.parts.items() if took > 0.015 * step.seconds]
+    parts = [
+        f"{WORDS[name]} {took / step.seconds:.0%}" for name, took in step.parts.items() if took > 0.015 * step.seconds
+    ]
     text = f"{amounts.seconds(step.seconds)}: {', '.join(parts)}"
-    yield Figure("of it", text, dict(step.parts), "docs/planning.md, Time", _sources(plan, "matmul", "attention", "read", "link"))
-    text = f"{step.flops() / 1e12:,.0f} TFLOP/s a device; MFU {step.mfu():.1%} (causal), {step.mfu(causal=False):.1%} (full attention)"
+    yield Figure(
+        "of it", text, dict(step.parts), "docs/planning.md, Time", _sources(plan, "matmul", "attention", "read", "link")
+    )
+    text = f"{step.flops() / 1e12:,.3g} TFLOP/s a device; MFU {step.mfu():.1%} (causal), {step.mfu(causal=False):.1%} (full attention)"
     value = {"flops": step.flops(), "mfu_causal": step.mfu(), "mfu_full": step.mfu(causal=False)}
     yield Figure("speed", text, value, "model FLOPs / time / devices / data sheet's peak", _sources(plan, "peak"))
     for other, reason in zip(found.others, found.reasons(), strict=True):
@@ -142,7 +163,9 @@ def _layout(plan: Plan) -> Iterator[Figure]:
 def _time(plan: Plan) -> Iterator[Figure]:
     choice = plan.choice
     step = choice.found.best.step
-    yield Figure("steps", f"{choice.steps:,} of {amounts.seconds(step.seconds)}", choice.steps, "tokens / tokens of a step")
+    yield Figure(
+        "steps", f"{choice.steps:,} of {amounts.seconds(step.seconds)}", choice.steps, "tokens / tokens of a step"
+    )
     text = f"{step.tokens_per_s:,.0f} tokens/s, {step.tokens_per_s_per_device:,.0f} a device"
     yield Figure("speed", text, step.tokens_per_s, "tokens of a step / seconds of a step", "Layout")
     text = f"{choice.risk.effective:.1%} of the time trains"
@@ -173,13 +196,25 @@ def _serving(plan: Plan) -> Iterator[Figure]:
         return
     fits = f" (of {bytes_(wish.fits_bytes)})" if wish.fits_bytes else ""
     text = f"{bytes_(served.weight_bytes)} of weights at {served.bits} bits + {bytes_(served.cache_bytes)} for {served.context:,} tokens{fits}"
-    yield Figure("memory", text, served.bytes, "N x (bits + 16/64) / 8, embedding at 8 bits; 2 L K E x 2 bytes a token", "puna quantize")
+    yield Figure(
+        "memory",
+        text,
+        served.bytes,
+        "N x (bits + 16/64) / 8, embedding at 8 bits; 2 L K E x 2 bytes a token",
+        "puna quantize",
+    )
     together = f"{served.devices} device" + ("s" if served.devices > 1 else "")
     text = f"{served.tokens_per_s_per_device:,.0f} tokens/s a device ({together}, {served.batch:,} sequences)"
     formula = f"{REACHED} x batch / max(2 N batch / FLOP/s, bytes read / bandwidth)"
     yield Figure("speed", text, served.tokens_per_s_per_device, formula, "assumed share reached: 0.6")
     losses = ", ".join(f"{bits} bits {loss:g}" for bits, loss in QUANTISATION_LOSS.items() if loss)
-    yield Figure("quantisation", f"{served.loss:g} nats lost ({losses})", served.loss, "measured", "docs/log.md, 2026-11-22; a 3M model")
+    yield Figure(
+        "quantisation",
+        f"{served.loss:g} nats lost ({losses})",
+        served.loss,
+        "measured",
+        "docs/log.md, 2026-11-22; a 3M model",
+    )
 
 
 def _beyond(plan: Plan, foresight: Foresight) -> Iterator[Figure]:
@@ -194,7 +229,13 @@ def _beyond(plan: Plan, foresight: Foresight) -> Iterator[Figure]:
         f"{amounts.flops(over.flops)} instead of {amounts.flops(over.optimal_flops)}; the loss falls from "
         f"{over.optimal_loss[0]:.3f} to {over.loss[0]:.3f}, by {bought:.3f}"
     )
-    yield Figure("cost and gain", text, {"flops": over.flops, "optimal_flops": over.optimal_flops, "loss": bought}, "D x FLOPs per token", "docs/planning.md")
+    yield Figure(
+        "cost and gain",
+        text,
+        {"flops": over.flops, "optimal_flops": over.optimal_flops, "loss": bought},
+        "D x FLOPs per token",
+        "docs/planning.md",
+    )
     if over.equal is not None and over.equal_flops > 0.9 * over.flops:
         return
     if over.equal is None:
@@ -204,9 +245,13 @@ def _beyond(plan: Plan, foresight: Foresight) -> Iterator[Figure]:
         f"{parameters(over.equal)} on {count(over.equal_tokens)} tokens, {amounts.flops(over.equal_flops)} "
         f"({over.flops / over.equal_flops:.2f} times less) but {over.equal.parameters / plan.choice.config.parameters:.1f} times as dear to serve"
     )
-    yield Figure("same loss otherwise", text, over.equal.parameters, "law solved for N at its optimal D", foresight.source)
+    yield Figure(
+        "same loss otherwise", text, over.equal.parameters, "law solved for N at its optimal D", foresight.source
+    )
     text = f"{count(over.pays_from)} served tokens on"
-    yield Figure("pays from", text, over.pays_from, "(C_here - C_otherwise) / (2 (N_otherwise - N_here))", "arXiv 2401.00448")
+    yield Figure(
+        "pays from", text, over.pays_from, "(C_here - C_otherwise) / (2 (N_otherwise - N_here))", "arXiv 2401.00448"
+    )
 
 
 def _risk(plan: Plan) -> Iterator[Figure]:
@@ -222,7 +267,13 @@ def _risk(plan: Plan) -> Iterator[Figure]:
     yield Figure("without any", f"{none:.0%} of such runs" if none > 0.005 else "no such run", none, "exp(-expected)")
     lost = choice.train_seconds * (1 - risk.effective)
     text = f"{amounts.seconds(lost)} with a save each {risk.save_every_steps:,} steps"
-    yield Figure("time lost", text, lost, "Daly's best interval; puna/planner/expected.py", "Daly 2006; times of puna/planner/scenario.py")
+    yield Figure(
+        "time lost",
+        text,
+        lost,
+        "Daly's best interval; puna/planner/expected.py",
+        "Daly 2006; times of puna/planner/scenario.py",
+    )
 
 
 def _sources(plan: Plan, *names: str) -> str:
@@ -265,10 +316,12 @@ def to_json(plan: Plan, found: list[Section]) -> dict[str, Any]:
         "accuracy": list(plan.accuracy) if plan.accuracy else None,
         "layout": str(choice.found.best.layout),
         "recompute": choice.found.best.work.recompute,
+        "tokens_per_s": choice.found.best.step.tokens_per_s,
+        "mfu": choice.found.best.step.mfu(),
         "train_device_hours": choice.train_hours,
         "serve_device_hours": choice.serve_hours,
         "money": plan.money(choice.hours),
-        "sections": {s.title: s.to_json() if all(f.label for f in s.figures) else [f.value for f in s.figures] for s in found},
+        "sections": {
+            s.title: s.to_json() if all(f.label for f in s.figures) else [f.value for f in s.figures] for s in found
+        },
     }
-
-

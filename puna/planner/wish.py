@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from puna.config import require
 from puna.model.sizes import LlamaConfig
@@ -59,6 +59,7 @@ class Wish:
     serve_context: int = 8192  # tokens of a sequence, when served
     sequence_length: int = 8192  # when trained
     precision: str = "bf16"
+    software: Literal["puna", "tuned"] = "puna"  # whose trainer: this one, or one with everything fused
     price: float | None = None  # of a device-hour, any currency
     tolerance: float = 0.01  # of the loss, given up for cheaper serving
 
@@ -73,6 +74,8 @@ class Wish:
         good = math.isfinite(self.serve_tokens) and self.serve_tokens >= 0
         require(good, f"serve_tokens={self.serve_tokens} must not be negative")
         require(0 <= self.tolerance < 1, f"tolerance={self.tolerance} must be a share, 0 to 1")
-        hint = "say how many days the devices are yours (--days), or a size and how many tokens to train it on (--tokens)"
+        hint = (
+            "say how many days the devices are yours (--days), or a size and how many tokens to train it on (--tokens)"
+        )
         enough = self.days is not None or (self.tokens is not None and self.size is not None)
         require(enough, "a plan needs to know for how long", hint=hint)

@@ -1,0 +1,206 @@
+"""Does a rank hold what the planner says? The trainer's own processes, beside `puna.planner.memory`.
+
+    python benchmarks/memory.py                  all layouts, 1 to 8 processes; about a minute; writes benchmarks/results
+    python benchmarks/memory.py --worlds 2       only layouts of 2 processes; writes nothing
+
+Each world size is one set of real processes on gloo. They place a small Llama by a layout, run one step of AdamW on random
+tokens in bfloat16, and count bytes: of weights, gradients and the optimizer's moments as they lie on the rank, and of what
+autograd keeps for the backward pass, at its largest, weights not counted. A rank's numbers are compared with the
+planner's for its place in the pipeline; the worst rank counts. Exit code 1 if weights, gradients or moments are off by more than 3%,
+or activations by more than 10%.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from machine import command, processor, revision
+from torch import Tensor
+
+from puna.model.sizes import LlamaConfig
+from puna.parallel.layout import Layout
+from puna.planner.memory import head_kept, memory_per_rank
+from puna.planner.work import Work
+
+RESULTS = Path(__file__).parent / "results"
+STORED_LIMIT, ACTIVATIONS_LIMIT = 0.03, 0.10
+CONFIG = LlamaConfig(
+    dim=256, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=704, vocab_size=1024, context=256,
+    rope_theta=500_000.0,
+)  # fmt: skip
+ROWS = 8
+LAYOUTS = [
+    Layout(),
+    Layout(shard=2),
+    Layout(replicate=2),
+    Layout(tensor=2),
+    Layout(context=2),
+    Layout(pipeline=2, microbatches=4),
+    Layout(tensor=2, shard=2),
+    Layout(pipeline=4, microbatches=8),
+    Layout(pipeline=2, stages_per_rank=3, microbatches=4, shard=2),
+    Layout(tensor=2, context=2),
+    Layout(tensor=2, pipeline=2, shard=2, microbatches=4),
+    Layout(shard=8),
+]
+
+
+class Kept:
+    """Bytes that autograd keeps, each storage once, and the most there ever were."""
+
+    def __init__(self, parts: list[torch.nn.Module]):
+        self.parts, self.now, self.most = parts, 0, 0
+        self.held: Counter[int] = Counter()
+
+    def pack(self, tensor: Tensor) -> "_Held":
+        return _Held(self, tensor)
+
+    def is_weight(self, place: int) -> bool:
+        weights = (_local(p) for part in self.parts for p in part.parameters())
+        return any(w.untyped_storage().data_ptr() == place for w in weights)
+
+
+class _Held:
+    def __init__(self, kept: Kept, tensor: Tensor):
+        self.kept, self.tensor = kept, tensor
+        storage = _local(tensor).untyped_storage()
+        self.place, self.size = storage.data_ptr(), storage.nbytes()
+        self.counts = self.size > 0 and not kept.is_weight(self.place)
+        if self.counts:
+            if not kept.held[self.place]:
+                kept.now += self.size
+                kept.most = max(kept.most, kept.now)
+            kept.held[self.place] += 1
+
+    def __del__(self) -> None:
+        if self.counts:
+            self.kept.held[self.place] -= 1
+            if not self.kept.held[self.place]:
+                self.kept.now -= self.size
+
+
+def _local(tensor: Tensor) -> Tensor:
+    inner = getattr(tensor, "_local_tensor", tensor)
+    return inner.wait() if hasattr(inner, "wait") else inner
+
+
+def step_bytes(layout: Layout) -> dict[str, Any]:
+    """One step of this rank, by the layout: bytes by kind."""
+    from puna.parallel.sharded import place
+    from puna.train.objectives.rows import Rows
+
+    placement = place(CONFIG, layout, seed=0)
+    rows, length = ROWS // layout.data_ranks, CONFIG.context
+    generator = torch.Generator().manual_seed(placement.data_rank)
+    tokens = torch.randint(CONFIG.vocab_size, (rows, length + 1), generator=generator)
+    batch = Rows(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        documents=torch.zeros(rows, length, dtype=torch.int64),
+        weights=torch.ones(rows, length),
+    )
+    kept = Kept(placement.parts)
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor):
+        placement.backward(None, [batch])
+    weights = [p for _, p in placement.named_parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3)
+    gradients = sum(_local(p.grad).nbytes for p in weights)
+    optimizer.step()
+    moments = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor) and t.ndim]
+    return {
+        "pipeline": layout.coordinates(placement.rank)["pipeline"],
+        "parameters": sum(_local(p.data).nbytes for p in weights),
+        "gradients": gradients,
+        "optimizer": sum(_local(t).nbytes for t in moments),
+        "activations": kept.most,
+    }
+
+
+def planned_bytes(layout: Layout, pipeline_rank: int) -> dict[str, float]:
+    """The same kinds by formula."""
+    work = Work(
+        sequence_length=CONFIG.context, rows=ROWS, autocast=True, masked=True, chunked_loss=True, compiled=False
+    )  # fmt: skip
+    memory = memory_per_rank(CONFIG, layout, work, pipeline_rank)
+    last = pipeline_rank == layout.pipeline - 1
+    return {
+        "parameters": memory.parameters,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "activations": memory.activations + (head_kept(CONFIG, layout, work) if last else 0),
+    }
+
+
+def compared(layouts: list[Layout]) -> list[dict[str, Any]]:
+    """Each layout's worst rank: measured, planned, and how far they are apart, by kind."""
+    found = []
+    for world in sorted({layout.world for layout in layouts}):
+        mine = [layout for layout in layouts if layout.world == world]
+        for layout, ranks in zip(mine, _on_processes(world, mine), strict=True):
+            worst: dict[str, Any] = {}
+            for measured in ranks:
+                planned = planned_bytes(layout, measured["pipeline"])
+                for kind, plan in planned.items():
+                    off = plan / measured[kind] - 1
+                    if kind not in worst or abs(off) > abs(worst[kind]["off"]):
+                        worst[kind] = {"measured": measured[kind], "planned": plan, "off": off}
+            found.append({"layout": str(layout), "world": world, **worst})
+    return found
+
+
+def _on_processes(world: int, layouts: list[Layout]) -> list[list[dict[str, Any]]]:
+    """For each layout what every rank measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_process, (world, layouts, folder), nprocs=world)
+        by_rank = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
+    return [list(ranks) for ranks in zip(*by_rank, strict=True)]
+
+
+def _process(rank: int, world: int, layouts: list[Layout], folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    found = [step_bytes(layout) for layout in layouts]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def good(row: dict[str, Any]) -> bool:
+    stored = all(abs(row[kind]["off"]) <= STORED_LIMIT for kind in ("parameters", "gradients", "optimizer"))
+    return stored and abs(row["activations"]["off"]) <= ACTIVATIONS_LIMIT
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| layout | parameters | gradients | optimizer | activations |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = [f"{row[k]['measured'] / 1e6:.2f} MB, {row[k]['off']:+.1%}" for k in list(row)[2:]]
+        lines.append(f"| {row['layout']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", type=int, nargs="+", default=None)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"memory-{datetime.date.today()}.json")
+    options = parser.parse_args()
+    chosen = [layout for layout in LAYOUTS if options.worlds is None or layout.world in options.worlds]
+    rows = compared(chosen)
+    print(table(rows))
+    if options.worlds is None:
+        record = {"command": command(), "revision": revision(), "processor": processor(), "rows": rows}
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if all(good(row) for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
