@@ -1,0 +1,27 @@
+"""Bytes that our trainer's own processes hold, beside the planner's: `benchmarks/memory.py` with fewer layouts."""
+
+import memory as benchmark
+import pytest
+
+
+def check(worlds: set[int]) -> None:
+    rows = benchmark.compared([layout for layout in benchmark.LAYOUTS if layout.world in worlds])
+    assert rows
+    bad = [row for row in rows if not benchmark.good(row)]
+    assert not bad, benchmark.table(bad)
+
+
+def test_two_processes_hold_what_is_planned():
+    check({2})
+
+
+@pytest.mark.slow
+def test_one_four_and_eight_processes_hold_what_is_planned():
+    check({1, 4, 8})
+
+
+def test_a_wrong_formula_would_be_noticed():
+    row = {"layout": "x", "world": 2, **{k: {"off": 0.0} for k in ("parameters", "gradients", "optimizer", "activations")}}
+    assert benchmark.good(row)
+    assert not benchmark.good(row | {"gradients": {"off": 0.04}})
+    assert not benchmark.good(row | {"activations": {"off": -0.11}})
