@@ -1,6 +1,7 @@
 """Does a rank hold what the planner says? The trainer's own processes, beside `puna.planner.memory`.
 
     python benchmarks/memory.py                  all layouts, 1 to 8 processes; about a minute; writes benchmarks/results
+    python benchmarks/memory.py --docs docs/planning.md
     python benchmarks/memory.py --worlds 2       only layouts of 2 processes; writes nothing
 
 Each world size is one set of real processes on gloo. They place a small Llama by a layout, run one step of AdamW on random
@@ -32,6 +33,7 @@ from puna.planner.memory import head_kept, memory_per_rank
 from puna.planner.work import Work
 
 RESULTS = Path(__file__).parent / "results"
+TABLE = ("<!-- the table of benchmarks/memory.py -->", "<!-- its end -->")
 STORED_LIMIT, ACTIVATIONS_LIMIT = 0.03, 0.10
 CONFIG = LlamaConfig(
     dim=256, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=704, vocab_size=1024, context=256,
@@ -192,6 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, nargs="+", default=None)
     parser.add_argument("--out", type=Path, default=RESULTS / f"memory-{datetime.date.today()}.json")
+    parser.add_argument("--docs", type=Path, default=None, help="a page whose table is replaced")
     options = parser.parse_args()
     chosen = [layout for layout in LAYOUTS if options.worlds is None or layout.world in options.worlds]
     rows = compared(chosen)
@@ -199,6 +202,9 @@ def main() -> int:
     if options.worlds is None:
         record = {"command": command(), "revision": revision(), "processor": processor(), "rows": rows}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
+    if options.docs:
+        before, rest = options.docs.read_text().split(TABLE[0])
+        options.docs.write_text(f"{before}{TABLE[0]}\n{table(rows)}\n{TABLE[1]}{rest.split(TABLE[1], 1)[1]}")
     return 0 if all(good(row) for row in rows) else 1
 
 

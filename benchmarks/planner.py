@@ -18,7 +18,9 @@ by more than 7%, or fewer than nine of the twelve within 12%.
 """
 
 import argparse
+import contextlib
 import datetime
+import io
 import json
 import sys
 from dataclasses import dataclass
@@ -35,7 +37,9 @@ from puna.planner.step import Step, step_time
 from puna.planner.work import Work
 
 RESULTS = Path(__file__).parent / "results"
-TABLE = ("<!-- the table of benchmarks/planner.py -->", "<!-- its end -->")
+TABLE = "<!-- the table of benchmarks/planner.py -->"
+META = "<!-- puna plan 8b --tokens 15e12 --gpus 2048xH100 -->"
+END = "<!-- its end -->"
 PAPER_LIMIT, LIMIT, WANTED = 0.07, 0.12, 9
 LIMITED = "H100-500W"
 TITAN, ASYNC_TITAN = "torchtitan, December 2024", "torchtitan, June 2025"
@@ -250,6 +254,22 @@ def table(rows: list[dict[str, Any]], judged: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def metas_page() -> str:
+    """What `puna plan` says of Meta's 15T tokens for 8B: as indented text."""
+    from puna.cli import main
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main(META.removeprefix("<!-- puna ").removesuffix(" -->").split())
+    return "\n".join(f"    {line}".rstrip() for line in out.getvalue().splitlines())
+
+
+def between(page: str, start: str, text: str) -> str:
+    """`page` with what stands between `start` and the next end replaced by `text`."""
+    before, rest = page.split(start)
+    return f"{before}{start}\n{text}\n{END}{rest.split(END, 1)[1]}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / f"planner-{datetime.date.today()}.json")
@@ -263,9 +283,8 @@ def main() -> int:
         json.dumps({"command": command(), "revision": revision(), **judged, "rows": rows}, indent=1) + "\n"
     )
     if options.docs:
-        page = options.docs.read_text()
-        before, rest = page.split(TABLE[0])
-        options.docs.write_text(f"{before}{TABLE[0]}\n{text}\n{TABLE[1]}{rest.split(TABLE[1])[1]}")
+        page = between(options.docs.read_text(), TABLE, text)
+        options.docs.write_text(between(page, META, metas_page()))
     return 0 if judged["paper_worst"] <= PAPER_LIMIT and judged["within_calibrated"] >= WANTED else 1
 
 

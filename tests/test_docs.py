@@ -20,6 +20,7 @@ PAGES = [
         "docs/engine.md",
         "docs/parallel.md",
         "docs/reliability-simulation.md",
+        "docs/planning.md",
         "docs/architecture.md",
     )
 ]

@@ -81,6 +81,7 @@ class LawForesight:
 
         self.law, self.vocabulary = law, vocabulary
         self.name, self.source = law.name, law.source
+        self.formula = f"{law.e:g} + {law.a:g} / N^{law.alpha:g} + {law.b:g} / D^{law.beta:g}, N: {law.counts} weights"
         self._count = lambda config: getattr(counted(config), law.counts)
         self._accuracy = public.mmlu() if law.name == "chinchilla" else None
         self.benchmark = self._accuracy.name if self._accuracy else ""

@@ -36,8 +36,44 @@ class Section:
     title: str
     figures: tuple[Figure, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return {f.label: {"value": f.value, "formula": f.formula, "source": f.source} for f in self.figures}
+    def to_json(self) -> dict[str, Any] | list[Any]:
+        """Figures by label, those that share one as a list; of a section without labels the values."""
+        if not any(f.label for f in self.figures):
+            return [f.value for f in self.figures]
+        found: dict[str, Any] = {}
+        for f in self.figures:
+            told = {"value": f.value, "formula": f.formula, "source": f.source}
+            before = found.get(f.label)
+            found[f.label] = told if before is None else [*(before if isinstance(before, list) else [before]), told]
+        return found
+
+
+# Of a step's parts and a rank's memory; M micro-batches, P stages, v of them on a rank, n ranks of a group.
+TIMES = {
+    "products": "6 x weights of a rank's matrices x its tokens / matmul",
+    "attention": "2 H E T a token and layer forward / its speed, 2.5 times that backward",
+    "elementwise": "bytes moved / read (puna/planner/compute.py)",
+    "recomputed": "forward once more",
+    "head": "6 V d a token / matmul + 36 V bytes / read",
+    "tensor": "4 exchanges a layer and pass: latency + bytes (n - 1)/n / link",
+    "context": "keys and values of the sequence: latency + bytes (n - 1)/n / network",
+    "slowed": "hidden exchanges x comm_share",
+    "bubble": "(P - 1) / (v M) of the computing",
+    "pipeline": "v M / N x P sends, less what N - P micro-batches hide",
+    "data": "gathers and sums: what does not fit beside a pass, and one layer's",
+    "copies": "4 bytes a gathered weight, 8 a gradient, / read",
+    "optimizer": "32 bytes a weight of the rank / read",
+    "slowest": "mean slowest of the devices, spread x sqrt(2 ln n) or so",
+}
+SPEEDS = ("matmul", "attention", "read", "link", "network", "comm_share", "spread")  # of hardware.toml
+SIZES = {
+    "parameters": "4 bytes x weights / (tensor x pipeline x shard)",
+    "gradients": "4 bytes, likewise",
+    "optimizer": "8 bytes, likewise",
+    "activations": "layers x tokens of a micro-batch x micro-batches in flight x bytes a token (docs/planning.md)",
+    "head": "gradients of the output matrix and of a chunk of logits",
+    "communication": "gathered weights of two layers (or all, in a pipeline), and a layer's gradients",
+}
 
 
 def sections(plan: Plan, foresight: Foresight) -> list[Section]:
@@ -114,7 +150,7 @@ def _why(plan: Plan) -> Iterator[Figure]:
 def _expected(plan: Plan, foresight: Foresight) -> Iterator[Figure]:
     value, low, high = plan.choice.loss
     text = f"{value:.3f} nats per token [{low:.3f}, {high:.3f}]"
-    yield Figure("loss", text, [value, low, high], "E + A/N^alpha + B/D^beta", foresight.source)
+    yield Figure("loss", text, [value, low, high], foresight.formula, foresight.source)
     served = plan.choice.serving
     if served and served.loss:
         text = f"{plan.choice.total_loss:.3f} at {served.bits} bits"
@@ -321,7 +357,5 @@ def to_json(plan: Plan, found: list[Section]) -> dict[str, Any]:
         "train_device_hours": choice.train_hours,
         "serve_device_hours": choice.serve_hours,
         "money": plan.money(choice.hours),
-        "sections": {
-            s.title: s.to_json() if all(f.label for f in s.figures) else [f.value for f in s.figures] for s in found
-        },
+        "sections": {s.title: s.to_json() for s in found},
     }

@@ -18,6 +18,7 @@ class Foresight(Protocol):
 
     name: str
     source: str
+    formula: str  # of the loss, with its constants
     benchmark: str  # what `accuracy` is of; empty if there is none
     accuracy_source: str
 
@@ -67,7 +68,7 @@ class Wish:
         for name in ("days", "tokens", "fits_bytes", "price"):
             value = getattr(self, name)
             good = value is None or (0 < value < 1e30)
-            require(good, f"{name}={value} must be a number above 0")
+            require(good, f"{name}={value} must be a number above 0", hint="leave it out if it does not matter")
         for name in ("serve_context", "sequence_length", "devices"):
             value = getattr(self, name)
             require(0 < value < 1 << 31, f"{name}={value:,} must be above 0 and below {1 << 31:,}")

@@ -1,5 +1,7 @@
 """A law with known constants, so that plans can be tested without fits: Chinchilla's, refitted by Epoch AI."""
 
+from functools import cache
+
 from puna.model.sizes import LlamaConfig
 from puna.planner.hardware import device
 from puna.planner.wish import Wish
@@ -8,10 +10,16 @@ from puna.scaling.family import of_size
 E, A, ALPHA, B, BETA = 1.8172, 482.01, 0.3478, 2085.43, 0.3658
 
 
+@cache
+def shaped(parameters: float, context: int) -> LlamaConfig:
+    return of_size(parameters, vocab_size=128_256, context=context)
+
+
 class Known:
     """`planner.wish.Foresight` by formula."""
 
-    name, source, benchmark, accuracy_source = "known", "a test", "coin", "a test"
+    name, source, formula = "known", "a test", "E + A / N^alpha + B / D^beta"
+    benchmark, accuracy_source = "coin", "a test"
 
     def loss(self, config: LlamaConfig, tokens: float) -> tuple[float, float, float]:
         value = E + A / config.parameters**ALPHA + B / tokens**BETA
@@ -30,7 +38,7 @@ class Known:
         return 1e-3
 
     def shape(self, parameters: float, context: int) -> LlamaConfig:
-        return of_size(parameters, vocab_size=128_256, context=context)
+        return shaped(float(f"{parameters:.3g}"), context)
 
 
 def wish(devices: int = 64, name: str = "H100", **changed) -> Wish:

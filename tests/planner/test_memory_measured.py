@@ -1,5 +1,7 @@
 """Bytes that our trainer's own processes hold, beside the planner's: `benchmarks/memory.py` with fewer layouts."""
 
+import os
+
 import memory as benchmark
 import pytest
 
@@ -16,12 +18,17 @@ def test_two_processes_hold_what_is_planned():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("PUNA_SLOW"), reason="a minute of processes: PUNA_SLOW=1")
 def test_one_four_and_eight_processes_hold_what_is_planned():
     check({1, 4, 8})
 
 
 def test_a_wrong_formula_would_be_noticed():
-    row = {"layout": "x", "world": 2, **{k: {"off": 0.0} for k in ("parameters", "gradients", "optimizer", "activations")}}
+    row = {
+        "layout": "x",
+        "world": 2,
+        **{k: {"off": 0.0} for k in ("parameters", "gradients", "optimizer", "activations")},
+    }
     assert benchmark.good(row)
     assert not benchmark.good(row | {"gradients": {"off": 0.04}})
     assert not benchmark.good(row | {"activations": {"off": -0.11}})

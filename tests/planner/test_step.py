@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import planner as published
 import pytest
@@ -108,3 +109,10 @@ def test_a_precision_that_the_device_lacks_is_a_message():
 def test_too_few_rows_are_a_message():
     with pytest.raises(ConfigError, match="rows"):
         step_time(SMALL, Layout(shard=8), Work(rows=4), H100)
+
+
+def test_the_documentation_has_these_very_tables():
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    rows = published.compared()
+    assert published.table(rows, published.verdict(rows)) in page
+    assert published.metas_page() in page

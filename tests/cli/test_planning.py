@@ -1,0 +1,83 @@
+"""`puna plan` as a person meets it."""
+
+import json
+
+import pytest
+
+from puna.cli import main
+
+
+def run(capsys, *arguments):
+    code = main(["plan", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_page_of_the_documentation(capsys, tmp_path):
+    html, run_ = tmp_path / "plan.html", tmp_path / "run.json"
+    code, out, err = run(
+        capsys, "--gpus", "64xH100", "--days", "14", "--serve-tokens", "2e12", "--fits", "24GB", "--price", "2.5",
+        "--html", str(html), "--recipe", str(run_),
+    )  # fmt: skip
+    assert code == 0
+    for word in ("parameters", "MMLU accuracy", "runner-up", "device-hours", "interruptions", "half the time"):
+        assert word in out
+    assert html.read_text().startswith("<!doctype html>")
+    assert json.loads(run_.read_text())["lm"]["rows"] > 0
+    assert "puna pretrain" in err
+
+
+def test_json_alone_goes_to_stdout(capsys):
+    code, out, _ = run(capsys, "8b", "--tokens", "15e12", "--gpus", "2048xH100", "--json")
+    data = json.loads(out)
+    assert code == 0
+    assert data["tokens"] == 15e12
+    beyond = data["sections"]["Tokens beyond the optimum"]
+    assert 130e9 < beyond["compute-optimal"]["value"] < 220e9
+
+
+@pytest.mark.parametrize("unit", ["1.5e12", "1500B", "1.5T", "1,500,000,000,000"])
+def test_numbers_as_people_write_them(capsys, unit):
+    _, out, _ = run(capsys, "8b", "--tokens", unit, "--gpus", "1024xH100", "--json")
+    assert json.loads(out)["tokens"] == 1.5e12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus", "64xH100"], "--days"),
+        (["--gpus", "64xH10", "--days", "3"], "did you mean H100"),
+        (["--gpus", "many", "--days", "3"], "COUNTxNAME"),
+        (["--days", "soon"], "is not a number"),
+        (["--days", "3", "--fits", "small"], "24GB"),
+        (["9q", "--days", "3"], "llama-3.1-8b"),
+        (["--days", "3", "--law", "nosuch"], "puna scale"),
+        (["--days", "3", "--law", "llama-3"], "no losses"),
+        (["--days", "3", "--hardware", "/nowhere.toml"], "TOML"),
+        (["--days", "3", "--vocabulary", "3"], "256"),
+        (["--days", "3", "--price", "0"], "above 0"),
+    ],
+)
+def test_what_is_wrong_is_said_with_a_hint(capsys, arguments, said):
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 or (code == 3 and "law" in err)
+    assert out == ""
+    assert "hint:" in err and said in err
+
+
+def test_an_impossible_wish_is_answered(capsys):
+    code, out, _ = run(capsys, "405b", "--gpus", "8xH100", "--tokens", "1e9")
+    assert code == 0
+    assert out.startswith("NOT POSSIBLE AS ASKED")
+    assert "406B parameters" in out
+
+
+def test_a_law_of_ones_own(capsys, tmp_path):
+    from puna.scaling import public
+
+    path = tmp_path / "law.json"
+    path.write_text(json.dumps(public.chinchilla(10).to_json() | {"name": "mine"}))
+    _, out, _ = run(capsys, "--gpus", "8xH100", "--days", "3", "--law", str(path), "--json")
+    expected = json.loads(out)["sections"]["Expected"]
+    assert "accuracy" not in " ".join(expected)  # a benchmark was measured against another law's losses
+    assert len(expected["loss"]["value"]) == 3
