@@ -58,6 +58,7 @@ A wish that is impossible is answered with the nearest possible one. Machines: H
         "--vocabulary", type=int, default=VOCABULARY, help="words of the tokenizer, where a size is chosen"
     )
     sub.add_argument("--price", default=None, help="of a device-hour, in any currency")
+    sub.add_argument("--start", default=None, metavar="DATE", help="2027-01-31: then the end is a date as well")
     sub.add_argument("--tolerance", default="0.01", help="share of the loss given up for cheaper serving")
     sub.add_argument("--law", default="chinchilla", help="a public law's name, or what `puna scale` wrote")
     sub.add_argument("--hardware", type=Path, default=None, metavar="FILE", help="machines of your own")
@@ -154,6 +155,7 @@ def _wish(options: argparse.Namespace) -> "Wish":
         sequence_length=int(_number("--sequence-length", options.sequence_length)),
         precision=options.precision,
         software=options.software,
+        start=_date(options.start),
         price=_number("--price", options.price),
         tolerance=_number("--tolerance", options.tolerance),
     )
@@ -168,6 +170,15 @@ def _foresight(name: str, vocabulary: int) -> LawForesight:
         hint = "take chinchilla, or a law that `puna scale` fitted"
         raise ConfigError(f"the law {name!r} says what is optimal, but no losses", hint=hint)
     return LawForesight(law, vocabulary)
+
+
+def _date(text: str | None) -> Any:
+    import datetime
+
+    try:
+        return datetime.date.fromisoformat(text) if text is not None else None
+    except ValueError:
+        raise ConfigError(f"--start {text!r} is not a date", hint="write 2027-01-31") from None
 
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}

@@ -5,7 +5,8 @@ html      the same with plots (`drawn.py`)
 json      the same for machines
 """
 
-from collections.abc import Iterator
+import datetime
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from puna.planner.overtraining import overtraining
 from puna.planner.plan import Plan
 from puna.planner.risk import SOURCE as RISK_SOURCE
 from puna.planner.serving import QUANTISATION_LOSS, REACHED
-from puna.planner.wish import DAY_S, Foresight
+from puna.planner.wish import DAY_S, Foresight, Range
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ TIMES = {
     "optimizer": "32 bytes a weight of the rank / read",
     "slowest": "mean slowest of the devices, spread x sqrt(2 ln n) or so",
 }
+FLAT = 0.003  # of the loss: sizes that no law can tell apart
+INTERVAL = "how far published runs lie from the planner (docs/planning.md)"
 SPEEDS = ("matmul", "attention", "read", "link", "network", "comm_share", "spread")  # of hardware.toml
 SIZES = {
     "parameters": "4 bytes x weights / (tensor x pipeline x shard)",
@@ -105,11 +108,20 @@ def _answer(plan: Plan) -> Iterator[Figure]:
     each = choice.tokens / c.parameters
     asked = "as asked" if plan.wish.tokens else "tokens/s x time x effective share"
     each = f"{each:,.0f}" if each >= 100 else f"{each:.1f}"
-    text = f"{count(choice.tokens)}, {each} for each parameter"
-    yield Figure("tokens", text, choice.tokens, asked, "Time, Risk")
-    days = choice.train_seconds / DAY_S
-    text = f"{amounts.seconds(choice.train_seconds)} on {plan.wish.devices:,} x {plan.wish.device.name}"
-    yield Figure("time", text, days, "tokens / (tokens/s x effective share)", "Time, Risk")
+    text = f"{_ranged(plan.tokens, count)}, {each} for each parameter"
+    yield Figure("tokens", text, list(plan.tokens), asked, f"Time, Risk; interval: {INTERVAL}")
+    text = f"{_ranged(plan.seconds, amounts.seconds)} on {plan.wish.devices:,} x {plan.wish.device.name}"
+    days = [seconds / DAY_S for seconds in plan.seconds]
+    if plan.wish.start:
+        ends = [plan.wish.start + datetime.timedelta(days=min(d, 1e6)) for d in days]
+        text += f"; from {plan.wish.start} to {ends[0]}" + (f" [{ends[1]}, {ends[2]}]" if days[1] < days[2] else "")
+    yield Figure("time", text, days, "tokens / (tokens/s x effective share)", f"Time, Risk; interval: {INTERVAL}")
+
+
+def _ranged(values: Range, form: Callable[[float], str]) -> str:
+    """A value and, where it has one, its interval."""
+    value, low, high = map(form, values)
+    return value if low == high else f"{value} [{low}, {high}]"
 
 
 def _why(plan: Plan) -> Iterator[Figure]:
@@ -123,6 +135,9 @@ def _why(plan: Plan) -> Iterator[Figure]:
         return
     tried = f"{len(plan.ladder)} sizes from {parameters(plan.ladder[0].config)} to {parameters(plan.ladder[-1].config)}"
     yield Figure("tried", tried, [c.config.parameters for c in plan.ladder], "powers of 2^(1/1.5) around the optimum")
+    flat = [c.config for c in plan.ladder if c.total_loss <= best.total_loss * (1 + FLAT)]
+    text = f"{parameters(flat[0])} to {parameters(flat[-1])} are within {FLAT:.1%} of the lowest loss"
+    yield Figure("how sure", text, [c.parameters for c in flat], "sizes tried", "the law's minimum is flat")
     if best.config.parameters == choice.config.parameters:
         yield Figure("", "the lowest loss that these devices reach in this time", "lowest loss")
     else:
@@ -210,7 +225,9 @@ def _time(plan: Plan) -> Iterator[Figure]:
 
 def _cost(plan: Plan) -> Iterator[Figure]:
     choice, wish = plan.choice, plan.wish
-    yield Figure("training", _priced(plan, choice.train_hours), choice.train_hours, "devices x hours")
+    low, high = (wish.devices * seconds / 3600 for seconds in plan.seconds[1:])
+    between = f" [{low:,.0f}, {high:,.0f}]" if low < high else ""
+    yield Figure("training", _priced(plan, choice.train_hours) + between, choice.train_hours, "devices x hours")
     if wish.serve_tokens and choice.serving:
         label = f"serving {count(wish.serve_tokens)} tokens"
         formula = "tokens / (tokens/s a device) / 3600"
@@ -348,6 +365,7 @@ def to_json(plan: Plan, found: list[Section]) -> dict[str, Any]:
         "parameters": choice.config.parameters,
         "tokens": choice.tokens,
         "days": choice.train_seconds / DAY_S,
+        "intervals": {"tokens": plan.tokens[1:], "days": [s / DAY_S for s in plan.seconds[1:]]},
         "loss": list(choice.loss),
         "accuracy": list(plan.accuracy) if plan.accuracy else None,
         "layout": str(choice.found.best.layout),

@@ -1,5 +1,6 @@
 """What is asked of a plan, and who is asked what to expect of a model."""
 
+import datetime
 import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -62,6 +63,7 @@ class Wish:
     precision: str = "bf16"
     software: Literal["puna", "tuned"] = "puna"  # whose trainer: this one, or one with everything fused
     price: float | None = None  # of a device-hour, any currency
+    start: datetime.date | None = None
     tolerance: float = 0.01  # of the loss, given up for cheaper serving
 
     def __post_init__(self) -> None:

@@ -81,3 +81,19 @@ def test_a_law_of_ones_own(capsys, tmp_path):
     expected = json.loads(out)["sections"]["Expected"]
     assert "accuracy" not in " ".join(expected)  # a benchmark was measured against another law's losses
     assert len(expected["loss"]["value"]) == 3
+
+
+def test_with_a_start_the_end_is_a_date(capsys):
+    _, out, _ = run(capsys, "8b", "--gpus", "64xH100", "--tokens", "1e9", "--start", "2027-01-31")
+    assert "from 2027-01-31 to 2027-01-31" in out or "from 2027-01-31 to 2027-02" in out
+    code, _, err = run(capsys, "--days", "3", "--start", "soon")
+    assert code == 2 and "2027-01-31" in err
+
+
+def test_what_depends_on_speed_has_an_interval(capsys):
+    _, out, _ = run(capsys, "--gpus", "64xH100", "--days", "14", "--json")
+    by_days = json.loads(out)
+    assert by_days["intervals"]["tokens"][0] < by_days["tokens"] < by_days["intervals"]["tokens"][1]
+    _, out, _ = run(capsys, "8b", "--gpus", "64xH100", "--tokens", "1e12", "--json")
+    by_tokens = json.loads(out)
+    assert by_tokens["intervals"]["days"][0] < by_tokens["days"] < by_tokens["intervals"]["days"][1]

@@ -10,6 +10,7 @@ from puna.parallel.layout import Layout
 from puna.planner.calibrate import from_run
 from puna.planner.compute import layer_time, product_seconds
 from puna.planner.hardware import device
+from puna.planner.plan import SPEED_RANGE
 from puna.planner.step import step_time
 from puna.planner.work import Work
 
@@ -32,6 +33,12 @@ def test_published_rows_come_out_within_12_percent():
     assert judged["within_table"] >= 7  # from the table alone; what the 500 W limit does is not in it
     calibrating = [r for r in rows if "not compiled" in r["run"] or "tensor 8" in r["run"]]
     assert calibrating and not any(r["counted"] for r in calibrating)  # what calibrates is not what is counted
+
+
+def test_the_interval_of_a_plan_is_what_published_runs_show():
+    rows = [r for r in published.compared() if r["counted"] or r["paper"]]
+    low, high = SPEED_RANGE
+    assert sum(low <= 1 / (1 + r["error"]) <= high for r in rows) >= 0.9 * len(rows)
 
 
 def test_no_source_of_the_table_is_a_row_that_is_checked():
