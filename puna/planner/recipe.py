@@ -25,5 +25,6 @@ def recipe(plan: Plan, foresight: Foresight) -> dict[str, Any]:
         "steps": choice.steps,
         "micro_batch": max(1, round(microbatch_rows(best.layout, best.work))),
         "schedule": {"peak": foresight.learning_rate(choice.config, choice.tokens), "warmup_steps": warmup},
+        "layout": to_json(best.layout),
         "save_every_steps": max(1, min(SAVE_STEPS, choice.risk.save_every_steps)),
     }

@@ -47,12 +47,12 @@ class Serving:
 
 
 def stored_bytes(config: LlamaConfig, bits: int) -> float:
-    """Bytes of the weights as `puna quantize` stores them: scales counted, embedding and output at 8 bits or more."""
+    """Bytes of the weights as `puna quantize` stores them: scales counted, embedding and output at 6 bits beside 4."""
     if bits == 16:
         return 2.0 * config.parameters
     tables = config.vocab_size * config.dim * (1 if config.tied else 2)
     scale = 16 / GROUP
-    return ((config.parameters - tables) * (bits + scale) + tables * (8 + scale)) / 8
+    return ((config.parameters - tables) * (bits + scale) + tables * (max(bits, 6) + scale)) / 8
 
 
 def least_bytes(config: LlamaConfig, bits: int, context: int) -> float:

@@ -253,7 +253,7 @@ def _serving(plan: Plan) -> Iterator[Figure]:
         "memory",
         text,
         served.bytes,
-        "N x (bits + 16/64) / 8, embedding at 8 bits; 2 L K E x 2 bytes a token",
+        "N x (bits + 16/64) / 8, embedding at 6 bits or more; 2 L K E x 2 bytes a token",
         "puna quantize",
     )
     together = f"{served.devices} device" + ("s" if served.devices > 1 else "")

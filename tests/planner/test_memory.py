@@ -25,7 +25,7 @@ def test_the_cache_grows_with_tokens_and_sequences():
 
 
 def test_stored_weights_count_their_scales():
-    assert serving_memory(SMALL, bits=4).total < stored_bytes(SMALL, 4) < 5e9  # "5 GB at 4 bits" of `puna quantize`
+    assert serving_memory(SMALL, bits=4).total < stored_bytes(SMALL, 4) < 5e9  # six bits for the embedding
     assert stored_bytes(SMALL, 8) < 8.5e9
     assert least_bytes(SMALL, 8, 8192) == stored_bytes(SMALL, 8) + 8192 * SMALL.kv_bytes_per_token()
 
