@@ -128,11 +128,11 @@ def _plan(options: argparse.Namespace) -> int:
     wish, foresight = _wish(options), _foresight(options.law, options.vocabulary)
     made = plan(wish, foresight)
     found = sheet.sections(made, foresight)
+    _write(options, made, found, foresight)
     if options.json:
         print(json.dumps(sheet.to_json(made, found), indent=1))
     else:
         print(sheet.text(found, explain=options.explain))
-    _write(options, made, found, foresight)
     return 0
 
 
