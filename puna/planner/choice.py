@@ -6,7 +6,7 @@ from typing import Any
 
 from puna.errors import ConfigError
 from puna.model.sizes import LlamaConfig
-from puna.planner.layouts import Found, search
+from puna.planner.layouts import RECOMPUTE, Found, search
 from puna.planner.risk import Risk, risk
 from puna.planner.serving import Serving, fitting_bits, serving
 from puna.planner.wish import DAY_S, Foresight, Range, Wish
@@ -104,13 +104,19 @@ def fastest(config: LlamaConfig, wish: Wish, *, quick: bool = False) -> Found:
     """The fastest layout of the wish's devices for this size. Raises `ConfigError` if none fits."""
     rows = batch_rows(config, wish.devices, wish.sequence_length)
     work = Work(sequence_length=wish.sequence_length, rows=rows, precision=wish.precision, **SOFTWARE[wish.software])
-    try:
-        return search(config, wish.devices, work, wish.device, quick=quick)
-    except ConfigError:
-        if rows >= wish.devices:
-            raise
-        # More devices than such a batch has rows: a larger batch reaches them all.
-        return search(config, wish.devices, replace(work, rows=wish.devices), wish.device, quick=quick)
+    # Our trainer keeps all activations; a size that was asked for is still planned, for a trainer that recomputes.
+    modes = [RECOMPUTE[:1], RECOMPUTE][wish.software == "tuned" :][: 2 if wish.size is not None else 1]
+    batches = [rows] if rows >= wish.devices else [rows, wish.devices]  # more devices than rows: a larger batch
+    failed: ConfigError | None = None
+    for recompute in modes:
+        for size in batches:
+            try:
+                how = replace(work, rows=size)
+                return search(config, wish.devices, how, wish.device, quick=quick, recompute=recompute)
+            except ConfigError as error:
+                failed = error
+    assert failed is not None
+    raise failed
 
 
 def batch_rows(config: LlamaConfig, world: int, sequence_length: int) -> int:

@@ -7,7 +7,7 @@ fastest wins; the others say what they would cost, and why.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from puna.config import require
@@ -53,20 +53,27 @@ class Found:
 
 
 def search(
-    config: LlamaConfig, world: int, work: Work, device: Device, *, others: int = 4, quick: bool = False
+    config: LlamaConfig,
+    world: int,
+    work: Work,
+    device: Device,
+    *,
+    others: int = 4,
+    quick: bool = False,
+    recompute: Sequence[str] = RECOMPUTE,
 ) -> Found:
     """The fastest layout of `world` devices that fits. Raises `ConfigError`, saying how much is lacking, if none does.
 
     `quick` leaves out ways that are seldom the best by more than a few percent: data ranks in groups, and micro-batches
-    of more than one row.
+    of more than one row. `recompute` are the modes that may be used, the cheapest first.
     """
     device.precision(work.precision)
     fits: list[Candidate] = []
     tried = too_large = 0
     least = math.inf
     for layout in layouts(config, world, work, device, quick=quick):
-        for recompute in RECOMPUTE:
-            how = replace(work, recompute=recompute)
+        for mode in recompute:
+            how = replace(work, recompute=mode)
             memory = memory_per_rank(config, layout, how)
             tried += 1
             if memory.total <= USABLE * device.memory_bytes:

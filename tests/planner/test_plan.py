@@ -128,3 +128,11 @@ def test_fewer_bits_serve_faster_and_lose_more():
     assert four.loss > eight.loss > 0
     assert fitting_bits(SMALL, 8192, least_bytes(SMALL, 8, 8192)) == [8, 4]
     assert fitting_bits(SMALL, 8192, 1e9) == []
+
+
+def test_what_is_chosen_for_our_trainer_recomputes_nothing():
+    """It keeps all activations; a size that was asked for may need a trainer that does not, and is told so."""
+    made = plan(wish(), KNOWN)
+    assert {c.found.best.work.recompute for c in (made.choice, *made.ladder)} == {"none"}
+    tuned = plan(wish(software="tuned"), KNOWN)
+    assert tuned.choice.found.best.step.mfu() > made.choice.found.best.step.mfu()
