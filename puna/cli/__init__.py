@@ -18,8 +18,7 @@ from typing import Any
 
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
-from puna.cli import checkpoints, measuring, pretraining, running, scaling, simulating
-from puna.cli import checkpoints, measuring, planning, pretraining, running, simulating
+from puna.cli import checkpoints, measuring, planning, pretraining, running, scaling, simulating
 from puna.cli.paths import model_path
 from puna.errors import ConfigError, PunaError
 
