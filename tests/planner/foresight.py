@@ -2,11 +2,10 @@
 
 from functools import cache
 
-from puna.scaling.family import of_size
-
 from puna.model.sizes import LlamaConfig
 from puna.planner.hardware import device
 from puna.planner.wish import Wish
+from puna.scaling.family import of_size
 
 E, A, ALPHA, B, BETA = 1.8172, 482.01, 0.3478, 2085.43, 0.3658
 
