@@ -127,6 +127,17 @@ def test_a_state_comes_back_from_disk(disk, nothing):
     assert found.record["consumed"] == 80 and found.tier == "disk"
 
 
+def test_pieces_of_another_layout_in_memory_are_not_taken_for_this_one_s(disk, tmp_path):
+    disk.save(10)
+    node = tmp_path / "node"
+    for part in range(2):
+        left = Snapshot(step=12, tensors=tensors(12), record={"layout": "tensor=2"})
+        MemoryTier(node, part=part, parts=2).save(left)
+    found = disk.newest(node)
+    assert found.key == (0, 10) and found.tier == "disk"
+    assert newest(Peers(), node, disk.tier, layout="tensor=2").key == (0, 12)
+
+
 def test_old_states_are_removed_and_half_written_ones_too(disk):
     (disk.tier.folder / "state-00-00000005").mkdir()
     for step in (10, 20, 30):

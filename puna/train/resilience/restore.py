@@ -35,7 +35,10 @@ class Found:
 
 def newest(peers: Peers, node: Path, durable: DurableTier, *, layout: str, most: int | None = None) -> Found | None:
     """The newest valid state of at most `most` steps. Every rank must call it; all get the same state."""
-    held = memory.available(node)
+    held = {
+        part: {key: found for key, found in states.items() if found[0].record.get("layout", layout) == layout}
+        for part, states in memory.available(node).items()
+    }  # without pieces that another layout left there
     offers = peers.gather({part: sorted(states) for part, states in held.items()})
     everywhere = _everywhere(offers, peers)
     on_disk = _shared_listing(peers, durable)
