@@ -18,6 +18,7 @@ PAGES = [
         "docs/scaling.md",
         "docs/tour.md",
         "docs/engine.md",
+        "docs/faults.md",
         "docs/parallel.md",
         "docs/reliability-simulation.md",
         "docs/planning.md",
