@@ -208,7 +208,8 @@ class _Book:
         self.account.faults.append(self.fault)
 
     def _end(self, event: dict[str, Any], at: float) -> None:
-        self._spend(at, "starting" if not self.account.intervals else "training")
+        """The run was brought to a safe end: complete, or because somebody wanted it."""
+        self._spend(at, "saving" if self.account.intervals else "starting")
 
 
 def table(account: Account) -> str:
