@@ -18,6 +18,7 @@ E head width, V vocabulary, L layers.
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -177,6 +178,21 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def attend_with(mask: Tensor | None) -> Attend:
     """Attention within the given tokens: causal if `mask` is None, else where `mask` (B or 1, 1, T, T) is true."""
     return lambda _layer, q, k, v: attention(q, k, v, mask)
+
+
+class WithinDocuments:
+    """Attention within the given tokens and within each document: causal, where `documents` (B, T) is the same."""
+
+    def __init__(self, documents: Tensor):
+        self.documents = documents
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(B, 1, T, T), true where a token may attend."""
+        return document_mask(self.documents)
+
+    def __call__(self, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, self.mask)
 
 
 def document_mask(documents: Tensor) -> Tensor:

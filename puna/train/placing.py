@@ -13,6 +13,7 @@ from puna.model.llama import Llama
 from puna.parallel.placement import Placement
 from puna.parallel.whole import Whole
 from puna.train import hardware
+from puna.train.fused import fuse
 from puna.train.objectives.reward import RewardModel
 from puna.train.settings import TrainConfig
 
@@ -20,7 +21,7 @@ from puna.train.settings import TrainConfig
 def place(config: TrainConfig, base: Artifact | None) -> Placement:
     """The model that `config` and `base` mean, ready to be trained. Raises `ConfigError` if they mean none."""
     if config.layout.world == 1:
-        return Whole(starting_model(config, base), hardware.device())
+        return Whole(fuse(starting_model(config, base)), hardware.device())
     from puna.parallel import sharded
 
     learns_tokens = config.lm or config.sft

@@ -69,6 +69,15 @@ _SIGNATURES = {
     "puna_model_adapter": (c_int64, (c_void_p,)),
     "puna_model_adapt": (None, (c_void_p, c_int64, c_int64, c_int, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
     "puna_forward": (None, (c_void_p, c_void_p, c_int64, *(c_void_p,) * 8, c_int)),
+    "puna_train_norm": (None, (c_int, *(c_int64,) * 2, *(c_void_p,) * 3, c_float, *(c_void_p,) * 3)),
+    "puna_train_norm_back": (None, (c_int, *(c_int64,) * 2, *(c_void_p,) * 7)),
+    "puna_train_split": (None, (c_int, *(c_int64,) * 5, *(c_void_p,) * 3, c_float, *(c_void_p,) * 3)),
+    "puna_train_join": (None, (c_int, *(c_int64,) * 5, *(c_void_p,) * 5, c_float, c_void_p)),
+    "puna_train_heads": (None, (c_int, *(c_int64,) * 4, c_void_p, c_int, c_void_p)),
+    "puna_train_softmax": (None, (c_int, *(c_int64,) * 5, *(c_void_p,) * 3)),
+    "puna_train_swiglu": (None, (c_int, *(c_int64,) * 2, *(c_void_p,) * 2)),
+    "puna_train_swiglu_back": (None, (c_int, *(c_int64,) * 2, *(c_void_p,) * 2)),
+    "puna_train_loss": (None, (c_int, *(c_int64,) * 2, *(c_void_p,) * 3, c_int, c_void_p)),
 }
 
 
@@ -107,28 +116,29 @@ def why_not() -> str | None:
 
 def instructions() -> list[str]:
     """The instruction sets that can be used here, the best first."""
-    return _call("puna_instructions").decode().split("\n")[1:]
+    return call("puna_instructions").decode().split("\n")[1:]
 
 
 def chosen() -> str:
     """The instruction set in use."""
-    return _call("puna_instructions").decode().split("\n")[0]
+    return call("puna_instructions").decode().split("\n")[0]
 
 
 def choose(name: str) -> None:
     """Use another instruction set, for all calls from now on; nothing may be running. Raises `ConfigError`."""
-    if not _call("puna_choose", name.encode()):
+    if not call("puna_choose", name.encode()):
         raise ConfigError(f"{name!r} cannot run on this processor", hint=f"it has: {', '.join(instructions())}")
 
 
-def _call(name: str, *arguments: object) -> object:
+def call(name: str, *arguments: object) -> object:
+    """Call a function of the library. Raises `ConfigError` where there is none."""
     library = _library()
     if isinstance(library, str):
         raise ConfigError(f"there are no C++ kernels here: {library}")
     return getattr(library, name)(*arguments)
 
 
-def _at(tensor: Tensor | None, dtype: torch.dtype | None = None) -> int | None:
+def address(tensor: Tensor | None, dtype: torch.dtype | None = None) -> int | None:
     """The address of a tensor's numbers. It has to outlive the call."""
     if tensor is None:
         return None
@@ -148,7 +158,7 @@ class _Owned:
 
     def __del__(self) -> None:
         if pointer := getattr(self, "pointer", None):
-            _call(self._free, pointer)
+            call(self._free, pointer)
             self.pointer = None
 
 
@@ -158,7 +168,7 @@ class Team(_Owned):
     _free = "puna_team_free"
 
     def __init__(self, threads: int):
-        super().__init__(_call("puna_team", threads), "threads")
+        super().__init__(call("puna_team", threads), "threads")
 
 
 @dataclass(frozen=True)
@@ -185,12 +195,12 @@ class Matrix(_Owned):
 
     def __init__(self, kind: str, rows: int, columns: int, group: int = 0, offsets: bool = False):
         self.kind, self.rows, self.columns, self.group = kind, rows, columns, group
-        pointer = _call("puna_matrix", _KINDS[kind], int(offsets), rows, columns, group)
+        pointer = call("puna_matrix", _KINDS[kind], int(offsets), rows, columns, group)
         super().__init__(pointer, f"a matrix of {rows:,} x {columns:,}")
 
     @property
     def bytes(self) -> int:
-        return _call("puna_matrix_bytes", self.pointer)
+        return call("puna_matrix_bytes", self.pointer)
 
     def floats(self, team: "Team | Borrowed", weight: Tensor | Stored, first: int = 0) -> "Matrix":
         """Take `weight` (n, columns), of any float type, as rows `first`, …; converted if need be."""
@@ -234,22 +244,22 @@ class Matrix(_Owned):
             order = None if data.order is None else data.order.contiguous()
         else:
             data = data.detach().contiguous()
-            source = (_at(data), 0, 0)
-        ordered = () if what == "blocks" else (_at(order, torch.int64),)
-        if not _call(f"puna_matrix_{what}", team.pointer, self.pointer, first, rows, *source, *ordered, *more):
+            source = (address(data), 0, 0)
+        ordered = () if what == "blocks" else (address(order, torch.int64),)
+        if not call(f"puna_matrix_{what}", team.pointer, self.pointer, first, rows, *source, *ordered, *more):
             raise OSError("the file ended while its weights were read")
         return self
 
     def multiply(self, team: "Team | Borrowed", x: Tensor) -> Tensor:
         """x W^T, (n, rows) float32, for x (n, columns) float32."""
         x, y = x.contiguous(), torch.empty(len(x), self.rows)
-        _call("puna_multiply", team.pointer, self.pointer, _at(x, torch.float32), len(x), _at(y))
+        call("puna_multiply", team.pointer, self.pointer, address(x, torch.float32), len(x), address(y))
         return y
 
     def rows_of(self, indices: Tensor) -> Tensor:
         """The rows `indices` (n,) int64 as numbers, (n, columns) float32."""
         out = torch.empty(len(indices), self.columns)
-        _call("puna_embed", self.pointer, _at(indices.contiguous(), torch.int64), len(indices), _at(out))
+        call("puna_embed", self.pointer, address(indices.contiguous(), torch.int64), len(indices), address(out))
         return out
 
 
@@ -260,31 +270,31 @@ class Cache(_Owned):
 
     def __init__(self, kind: str, layers: int, blocks: int, heads: int, width: int):
         self.layers, self.blocks, self.heads, self.width = layers, blocks, heads, width
-        pointer = _call("puna_cache", _KINDS[kind], layers, blocks, heads, width)
+        pointer = call("puna_cache", _KINDS[kind], layers, blocks, heads, width)
         super().__init__(pointer, f"a cache of {blocks:,} blocks")
 
     @property
     def block_bytes(self) -> int:
-        return _call("puna_cache_block_bytes", self.pointer)
+        return call("puna_cache_block_bytes", self.pointer)
 
     def copy(self, source: int, target: int) -> None:
-        _call("puna_cache_copy", self.pointer, source, target)
+        call("puna_cache_copy", self.pointer, source, target)
 
     def forget(self) -> None:
         """Give all memory back to the system; what was in it is gone."""
-        _call("puna_cache_forget", self.pointer)
+        call("puna_cache_forget", self.pointer)
 
     def write(self, layer: int, blocks: Tensor, start: int, k: Tensor, v: Tensor) -> None:
         """Keys and values (n, heads, width) float32 of the positions from `start` of a sequence with these blocks."""
-        at = (_at(k.contiguous(), torch.float32), _at(v.contiguous(), torch.float32))
-        _call("puna_cache_write", self.pointer, layer, _at(blocks, torch.int32), start, len(k), *at)
+        at = (address(k.contiguous(), torch.float32), address(v.contiguous(), torch.float32))
+        call("puna_cache_write", self.pointer, layer, address(blocks, torch.int32), start, len(k), *at)
 
     def attend(self, team: "Team | Borrowed", layer: int, blocks: Tensor, start: int, q: Tensor) -> Tensor:
         """What queries (n, H, width) float32 at positions `start`, … read, of the positions up to their own."""
         q, out = q.contiguous(), torch.empty_like(q)
         heads = q.shape[1]
-        at = (_at(blocks, torch.int32), start, len(q), heads, _at(q, torch.float32), _at(out))
-        _call("puna_attend", team.pointer, self.pointer, layer, *at)
+        at = (address(blocks, torch.int32), start, len(q), heads, address(q, torch.float32), address(out))
+        call("puna_attend", team.pointer, self.pointer, layer, *at)
         return out
 
 
@@ -306,8 +316,8 @@ class Network(_Owned):
     def __init__(self, sizes: Sequence[int], eps: float, frequencies: Tensor, threads: int):
         self.sizes = tuple(sizes)
         frequencies = frequencies.float().contiguous()
-        super().__init__(_call("puna_model", (c_int64 * 7)(*sizes), eps, _at(frequencies), threads), "a model")
-        self.team = Borrowed(_call("puna_model_team", self.pointer))
+        super().__init__(call("puna_model", (c_int64 * 7)(*sizes), eps, address(frequencies), threads), "a model")
+        self.team = Borrowed(call("puna_model_team", self.pointer))
         self._kept: list[object] = []  # the matrices, which the library only points to
 
     def layer(self, index: int, matrices: Sequence[Matrix], norm1: Tensor, norm2: Tensor) -> None:
@@ -315,13 +325,13 @@ class Network(_Owned):
         self._kept += matrices
         parts = (c_void_p * len(PARTS))(*(m.pointer for m in matrices))
         norms = [n.detach().float().contiguous() for n in (norm1, norm2)]
-        _call("puna_model_layer", self.pointer, index, parts, *map(_at, norms))
+        call("puna_model_layer", self.pointer, index, parts, *map(address, norms))
 
     def ends(self, embedding: Matrix, output: Matrix, norm: Tensor) -> None:
         """The embedding, the output matrix (the same object where they are tied) and the last norm."""
         self._kept += [embedding, output]
         norm = norm.detach().float().contiguous()
-        _call("puna_model_ends", self.pointer, embedding.pointer, output.pointer, _at(norm))
+        call("puna_model_ends", self.pointer, embedding.pointer, output.pointer, address(norm))
 
     @property
     def bytes(self) -> int:
@@ -330,13 +340,13 @@ class Network(_Owned):
 
     def adapter(self) -> int:
         """A new low-rank adapter that changes nothing yet; returns its number."""
-        return _call("puna_model_adapter", self.pointer)
+        return call("puna_model_adapter", self.pointer)
 
     def adapt(self, adapter: int, layer: int, part: str, down: Tensor, up: Tensor) -> None:
         """Add up (outputs, rank) times down (rank, inputs) to a matrix of a layer for who asks for the adapter."""
         down, up = down.float().contiguous(), up.float().contiguous()
         sizes = (len(down), down.shape[1], len(up))
-        _call("puna_model_adapt", self.pointer, adapter, layer, PARTS.index(part), *sizes, _at(down), _at(up))
+        call("puna_model_adapt", self.pointer, adapter, layer, PARTS.index(part), *sizes, address(down), address(up))
 
     def forward(
         self,
@@ -354,30 +364,30 @@ class Network(_Owned):
         """
         width = self.sizes[1] if hidden else self.sizes[6]
         out = torch.empty(int(spans[2].sum()), width)
-        rows = [_at(row.contiguous(), torch.int64) for row in spans]
-        at = (*rows, _at(blocks, torch.int32), _at(tokens, torch.int32), _at(out), int(hidden))
-        _call("puna_forward", self.pointer, cache.pointer, spans.shape[1], *at)
+        rows = [address(row.contiguous(), torch.int64) for row in spans]
+        at = (*rows, address(blocks, torch.int32), address(tokens, torch.int32), address(out), int(hidden))
+        call("puna_forward", self.pointer, cache.pointer, spans.shape[1], *at)
         return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight for rows of x (n, columns), float32."""
     x, y = x.contiguous(), torch.empty_like(x)
-    _call("puna_rms_norm", _at(x), _at(weight.contiguous()), eps, x.shape[1], len(x), _at(y))
+    call("puna_rms_norm", address(x), address(weight.contiguous()), eps, x.shape[1], len(x), address(y))
     return y
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn pairs (2i, 2i+1) of heads x (n, E) by (cos, sin) in turns (n, E)."""
     x = x.clone().contiguous()
-    _call("puna_rotate", _at(x), _at(turns.contiguous()), x.shape[1], len(x))
+    call("puna_rotate", address(x), address(turns.contiguous()), x.shape[1], len(x))
     return x
 
 
 def gate(y: Tensor, x: Tensor) -> Tensor:
     """silu(y) * x; both hold a multiple of 16 numbers."""
     y = y.clone().contiguous()
-    _call("puna_gate", _at(y), _at(x.contiguous()), y.numel())
+    call("puna_gate", address(y), address(x.contiguous()), y.numel())
     return y
 
 
@@ -397,5 +407,5 @@ def top(team: Team | Borrowed, logits: Tensor, k: int) -> tuple[Tensor, Tensor, 
     logits = logits.contiguous()
     n, V = logits.shape
     values, indices, sums = torch.empty(n, k), torch.empty(n, k, dtype=torch.int32), torch.empty(n)
-    _call("puna_top", team.pointer, _at(logits, torch.float32), n, V, k, _at(values), _at(indices), _at(sums))
+    call("puna_top", team.pointer, address(logits, torch.float32), n, V, k, address(values), address(indices), address(sums))
     return values, indices, sums

@@ -4,14 +4,19 @@
 #include "encode.h"
 #include "multiply.h"
 #include "sampling.h"
+#include "training.h"
 
 namespace PUNA_NAMESPACE {
 
 inline void rotate_head(float* x, const float* turns, int64_t width) { rotate(x, turns, width); }
 
+const puna::TrainingOps training = {
+    train_norm, train_norm_back, train_turn, train_softmax, train_softmax_back, train_swiglu, train_swiglu_back, train_loss,
+};
+
 extern const puna::Ops ops;
 const puna::Ops ops = {
-    PUNA_NAME, TILE_Q, TILE_F, multiply, swiglu, gate, prepare, rms_norm, rotate_head, write, attend, attend_scratch, embed, encode, top,
+    PUNA_NAME, TILE_Q, TILE_F, multiply, swiglu, gate, prepare, rms_norm, rotate_head, write, attend, attend_scratch, embed, encode, top, &training,
 };
 
 }  // namespace PUNA_NAMESPACE

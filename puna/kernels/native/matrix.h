@@ -21,6 +21,7 @@
 // for each group, and -8 times the sum of its codes, which takes the surplus of the weights' codes off: [group][token].
 
 #pragma once
+#include "training_ops.h"
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -169,6 +170,7 @@ struct Ops {
     float (*encode)(Blocks kind, const void* weights, Source source, int count, uint8_t* out);
     // The k largest of x (n), descending, ties by the lower index; returns log(sum(exp(x))).
     float (*top)(const float* x, int64_t n, int64_t k, float* values, int32_t* indices);
+    const TrainingOps* training;
 };
 
 }  // namespace puna

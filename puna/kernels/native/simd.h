@@ -52,6 +52,7 @@ INLINE float largest(F x) { return _mm512_reduce_max_ps(x); }
 INLINE F first(F x, int n, float other) {  // lanes below n, `other` in the rest
     return _mm512_mask_blend_ps(n >= 16 ? 0xffff : (1u << n) - 1, splat(other), x);
 }
+INLINE F swapped(F x) { return _mm512_permute_ps(x, 0xb1); }  // lanes 2i and 2i + 1 exchanged
 INLINE F scale2(F x, F n) { return _mm512_scalef_ps(x, n); }  // x * 2^n
 INLINE F nearest(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE F half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
@@ -143,6 +144,7 @@ INLINE F first(F x, int n, float other) {
     const __m256 b = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lanes));
     return {_mm256_blendv_ps(o, x.a, a), _mm256_blendv_ps(o, x.b, b)};
 }
+INLINE F swapped(F x) { return {_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)}; }
 INLINE __m256 scale2_(__m256 x, __m256 n) {  // n is whole and within the exponents that a normal number has
     return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(
         _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
@@ -261,6 +263,7 @@ INLINE F first(F x, int n, float other) {
     EACH x.v[i] = vbslq_f32(vcgtq_s32(vdupq_n_s32(n), vld1q_s32(lanes + 4 * i)), x.v[i], vdupq_n_f32(other));
     return x;
 }
+INLINE F swapped(F x) { EACH x.v[i] = vrev64q_f32(x.v[i]); return x; }
 INLINE F nearest(F x) { EACH x.v[i] = vrndnq_f32(x.v[i]); return x; }
 INLINE F scale2(F x, F n) {
     EACH x.v[i] = vmulq_f32(x.v[i], vreinterpretq_f32_s32(
@@ -358,6 +361,7 @@ INLINE F fma(F x, F y, F z) { EACH z.v[i] += x.v[i] * y.v[i]; return z; }
 INLINE float sum(F x) { float s = 0; EACH s += x.v[i]; return s; }
 INLINE float largest(F x) { float s = x.v[0]; EACH s = s > x.v[i] ? s : x.v[i]; return s; }
 INLINE F first(F x, int n, float other) { EACH x.v[i] = i < n ? x.v[i] : other; return x; }
+INLINE F swapped(F x) { F r; EACH r.v[i] = x.v[i ^ 1]; return r; }
 INLINE F nearest(F x) { EACH x.v[i] = std::nearbyint(x.v[i]); return x; }
 INLINE F scale2(F x, F n) { EACH x.v[i] = std::ldexp(x.v[i], (int)n.v[i]); return x; }
 INLINE F half(const uint16_t* p) { F r; EACH r.v[i] = puna::from_half(p[i]); return r; }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from puna.kernels.cross_entropy import cross_entropy, token_log_probs
-from puna.model.llama import Llama, attend_with, document_mask
+from puna.model.llama import Llama, WithinDocuments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def move(batch: Any, device: torch.device) -> Any:
 
 def hidden_states(model: Llama, rows: Rows) -> Tensor:
     """The last hidden states of all tokens, (B, T, D)."""
-    return model.hidden(rows.tokens, rows.positions, attend_with(document_mask(rows.documents)))
+    return model.hidden(rows.tokens, rows.positions, WithinDocuments(rows.documents))
 
 
 def next_token_loss(model: Llama, rows: Rows) -> tuple[Tensor, dict[str, float]]:

@@ -1,0 +1,235 @@
+"""A Llama's training step on a CPU, forward and backward written out: the same numbers as the model's, in far less time.
+
+PyTorch's autocast casts every weight in every step, and each operator between two matrix products reads and writes a
+whole matrix: on two cores that is half of a small model's step. Here
+
+    weights       float32 masters; bfloat16 copies are made once per update, q k v in one matrix, gate and up in one
+    products      PyTorch's own, in bfloat16, each as large as it can be
+    between them  one pass per formula (`puna.kernels.training_rows`)
+    gradients     of weights are added to the float32 `.grad` right where they arise
+    residuals     float32, forward and backward
+
+    layer:  total, n1 = norm(x + last)          backward, each line's gradient, from below:
+            q, k, v   = split(n1 Wqkv^T)             d -> dW2, swiglu_back, dW13, norm_back
+            o         = softmax(q k^T) v               -> dWo, dv, softmax_back, dq, dk
+            total, n2 = norm(total + o Wo^T)           -> join, dWqkv, norm_back
+            last      = swiglu(n2 W13^T) W2^T
+
+What is the model's business stays there: `FusedLlama` is a `Llama` with another way through `hidden`, and where that
+way does not lead (long rows, another device, widths that are no multiples of 16) it takes the model's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from puna.kernels import training_rows as rows
+from puna.kernels.attention import WRITTEN_OUT_UP_TO
+from puna.model.llama import Attend, Block, Llama, WithinDocuments, rope_frequencies
+from puna.model.sizes import LlamaConfig
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """The model with every `Llama` in it on the fast way, if this machine has the kernels; the parameters are the same."""
+    if rows.available():
+        for module in model.modules():
+            if type(module) is Llama and suits(module.config):
+                module.__class__ = FusedLlama
+    return model
+
+
+def suits(config: LlamaConfig) -> bool:
+    """Whether the kernels can work on these widths."""
+    return all(width % rows.LANES == 0 for width in (config.dim, config.ffn_dim, config.head_dim))
+
+
+class FusedLlama(Llama):
+    """A Llama that trains fast on a CPU."""
+
+    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """As the model's, in bfloat16."""
+        T = tokens.shape[1]
+        ours = isinstance(attend, WithinDocuments) and T <= WRITTEN_OUT_UP_TO and not tokens.is_cuda
+        if not (ours and torch.is_autocast_enabled("cpu") and all(p.requires_grad for p in self.parameters())):
+            return super().hidden(tokens, positions, attend)
+        missing = -T % rows.LANES
+        if missing:  # a document of its own behind each row, which nothing else sees
+            documents = attend.documents
+            filling = (documents.amax(1, keepdim=True) + 1).expand(-1, missing)
+            attend = WithinDocuments(torch.cat((documents, filling), 1))
+            tokens, positions = nn.functional.pad(tokens, (0, missing)), _extended(positions, missing)
+        starts = _starts(attend.documents)
+        wanted = torch.is_grad_enabled()
+        hidden = _Body.apply(self.tok_embeddings.weight, self, tokens, positions.contiguous(), starts, wanted)
+        return hidden[:, :T]
+
+    def copies(self) -> list["Copies"]:
+        """The layers' matrices in bfloat16, made anew if the masters may have changed.
+
+        PyTorch counts changes of a tensor, but its fused AdamW does not: so a backward pass counts too.
+        """
+        version = sum(parameter._version for parameter in self.layers.parameters())
+        kept = self.__dict__.get("_copies")
+        if kept is None:
+            kept = self.__dict__["_copies"] = [-1, [Copies.like(layer) for layer in self.layers]]
+        if kept[0] != version:
+            for copies, layer in zip(kept[1], self.layers, strict=True):
+                copies.refresh(layer)
+            kept[0] = version
+        return kept[1]
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_copies"}
+
+
+def _extended(positions: Tensor, more: int) -> Tensor:
+    new = torch.arange(more).expand(len(positions), more)
+    return torch.cat((positions, new), 1)
+
+
+def _starts(documents: Tensor) -> Tensor:
+    """(B, T): where in its row the document of each token begins."""
+    index = torch.arange(documents.shape[1]).expand_as(documents)
+    same = nn.functional.pad(documents[:, 1:] == documents[:, :-1], (1, 0))
+    return torch.where(same, 0, index).cummax(1).values.contiguous()
+
+
+@dataclass(frozen=True)
+class Copies:
+    """A layer's matrices in bfloat16."""
+
+    qkv: Tensor  # ((H + 2 K) E, D)
+    wo: Tensor
+    gate_up: Tensor  # (2 F, D)
+    w2: Tensor
+
+    @classmethod
+    def like(cls, layer: Block) -> "Copies":
+        """Room for the copies of `layer`."""
+        a, f = layer.attention, layer.feed_forward
+        stacked = [[a.wq, a.wk, a.wv], [a.wo], [f.w1, f.w3], [f.w2]]
+        sizes = [(sum(m.out_features for m in group), group[0].in_features) for group in stacked]
+        return cls(*(torch.empty(size, dtype=torch.bfloat16) for size in sizes))
+
+    @torch.no_grad()
+    def refresh(self, layer: Block) -> None:
+        """Take the masters' values."""
+        a, f = layer.attention, layer.feed_forward
+        for copy, group in ((self.qkv, (a.wq, a.wk, a.wv)), (self.wo, (a.wo,)), (self.gate_up, (f.w1, f.w3)), (self.w2, (f.w2,))):
+            first = 0
+            for part in group:
+                copy[first : first + part.out_features].copy_(part.weight)
+                first += part.out_features
+
+
+@dataclass
+class Kept:
+    """What a layer's backward pass needs of its forward pass."""
+
+    total1: Tensor  # (N, D) float32: the residual stream before attention
+    normed1: Tensor
+    factors1: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    weights: Tensor  # (B, H, T, T), of the attention
+    read: Tensor  # (N, H E), what attention read
+    total2: Tensor
+    normed2: Tensor
+    factors2: Tensor
+    gate_up: Tensor
+    gated: Tensor
+
+
+class _Body(torch.autograd.Function):
+    """Embedding, layers and last norm. `anchor` only tells autograd that gradients are wanted; they go to `.grad`."""
+
+    @staticmethod
+    def forward(
+        ctx, anchor: Tensor, model: FusedLlama, tokens: Tensor, positions: Tensor, starts: Tensor, wanted: bool
+    ) -> Tensor:
+        config, (B, T) = model.config, tokens.shape
+        frequencies = rope_frequencies(config)
+        ctx.table = rows.turns(frequencies, T)
+        ctx.model, ctx.tokens, ctx.positions, ctx.starts, ctx.layers = model, tokens, positions, starts, []
+        total, last = nn.functional.embedding(tokens, anchor.detach()).flatten(0, 1), None
+        for layer, copies in zip(model.layers, model.copies(), strict=True):
+            total, last, kept = _layer(layer, copies, ctx, total, last, (B, T))
+            if wanted:
+                ctx.layers.append(kept)
+        ctx.total, hidden, ctx.factors = rows.norm(total, last, model.norm.weight, config.norm_eps)
+        return hidden.view(B, T, -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor):
+        model, d = ctx.model, upstream.to(torch.bfloat16).flatten(0, 1).contiguous()
+        dx = torch.zeros_like(ctx.total)
+        d = rows.norm_back(d, ctx.total, model.norm.weight, ctx.factors, dx, _grad(model.norm.weight))
+        for layer, copies in reversed(list(zip(model.layers, model.copies(), strict=True))):
+            d = _layer_back(layer, copies, ctx.layers.pop(), ctx, d, dx)
+        _grad(model.tok_embeddings.weight).index_add_(0, ctx.tokens.flatten(), dx)
+        model.__dict__["_copies"][0] = -1  # an update may follow
+        return None, None, None, None, None, None
+
+
+def _layer(layer: Block, c: Copies, ctx, x: Tensor, last: Tensor | None, shape: tuple[int, int]):
+    """One layer on the stream `x` + `last`: the stream after attention, what the feed-forward adds, what is kept."""
+    a, f, (B, T) = layer.attention, layer.feed_forward, shape
+    E = a.head_dim
+    H, K = a.wq.out_features // E, a.wk.out_features // E
+    total1, normed1, factors1 = rows.norm(x, last, layer.attention_norm.weight, layer.attention_norm.eps)
+    q, k, v = rows.split(normed1 @ c.qkv.t(), (B, T, H, K, E), ctx.table, ctx.positions)
+    scores = torch.bmm(q.view(B * K, -1, E), k.view(B * K, T, E).transpose(1, 2))
+    weights = rows.softmax_(scores.view(B, H, T, T), ctx.starts)
+    read = torch.bmm(weights.view(B * K, -1, T), v.view(B * K, T, E)).view(B, H, T, E)
+    read = rows.heads_last(read)
+    total2, normed2, factors2 = rows.norm(total1, read @ c.wo.t(), layer.ffn_norm.weight, layer.ffn_norm.eps)
+    gate_up = normed2 @ c.gate_up.t()
+    gated = rows.swiglu(gate_up)
+    kept = Kept(total1, normed1, factors1, q, k, v, weights, read, total2, normed2, factors2, gate_up, gated)
+    return total2, gated @ c.w2.t(), kept
+
+
+def _layer_back(layer: Block, c: Copies, kept: Kept, ctx, d: Tensor, dx: Tensor) -> Tensor:
+    """Through one layer: `dx` (float32) is the stream's gradient, `d` the same in bfloat16. Returns the new `d`."""
+    a, f = layer.attention, layer.feed_forward
+    B, H, T, E = kept.q.shape
+    K = kept.k.shape[1]
+    _add(d, kept.gated, f.w2)
+    between = rows.swiglu_back_(kept.gate_up, d @ c.w2)
+    _add(between, kept.normed2, f.w1, f.w3)
+    d = rows.norm_back(
+        between @ c.gate_up, kept.total2, layer.ffn_norm.weight, kept.factors2, dx, _grad(layer.ffn_norm.weight)
+    )
+    _add(d, kept.read, a.wo)
+    read = rows.heads_first(d @ c.wo, (B, H, T, E)).view(B * K, -1, E)
+    q, k, v = kept.q.view(B * K, -1, E), kept.k.view(B * K, T, E), kept.v.view(B * K, T, E)
+    weights = kept.weights.view(B * K, -1, T)
+    dv = torch.bmm(weights.transpose(1, 2), read)
+    scores = torch.bmm(read, v.transpose(1, 2)).view(B, H, T, T)
+    scores = rows.softmax_back_(kept.weights, scores, ctx.starts).view(B * K, -1, T)
+    dq, dk = torch.bmm(scores, k), torch.bmm(scores.transpose(1, 2), q)
+    shaped = (dq.view(B, H, T, E), dk.view(B, K, T, E), dv.view(B, K, T, E))
+    between = rows.join(*shaped, ctx.table, ctx.positions)
+    _add(between, kept.normed1, a.wq, a.wk, a.wv)
+    weight = layer.attention_norm.weight
+    return rows.norm_back(between @ c.qkv, kept.total1, weight, kept.factors1, dx, _grad(weight))
+
+
+def _add(d: Tensor, x: Tensor, *parts: nn.Linear) -> None:
+    """Add d^T x, whose rows belong to `parts` in this order, to their gradients."""
+    made = d.t() @ x
+    for part, rows_of in zip(parts, made.split([part.out_features for part in parts]), strict=True):
+        if part.weight.grad is None:
+            part.weight.grad = rows_of.float()
+        else:
+            part.weight.grad.add_(rows_of)
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter, zeros if there was none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
