@@ -47,6 +47,8 @@ class Phase:
     def __post_init__(self) -> None:
         require(self.tokens > 0, f"phase {self.name!r}: tokens={self.tokens} must be positive")
         require(self.rows > 0, f"phase {self.name!r}: rows={self.rows} must be positive")
+        fits = self.gate is None or self.sequence_length >= 64
+        require(fits, f"phase {self.name!r}: sequence_length={self.sequence_length} is too short for needles (64)")
         positive = all(share >= 0 for share in self.mix.values()) and (not self.mix or sum(self.mix.values()) > 0)
         require(positive, f"phase {self.name!r}: mix={self.mix} needs shares of at least 0, and one above it")
 

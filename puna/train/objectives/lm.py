@@ -1,6 +1,6 @@
 """Pretraining: predict every next token; documents do not attend across their borders (arXiv 2407.21783, 3.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,12 @@ from puna.artifacts import Artifact
 from puna.config import require
 from puna.tokenizer.shards import TokenShards
 from puna.train import phases
+from puna.train.downstream import Choices
 from puna.train.objectives.rows import Rows, next_token_loss
 from puna.train.phases import Phase, Position
 from puna.train.sources import Deal, open_sources
+
+KEY, ANSWER = 8, 4  # tokens of a needle: those that ask for it, and those to be found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class LmObjective:
     rows: int = 16  # sequences per step
     phases: tuple[Phase, ...] = ()  # a recipe that changes on the way; empty: the two numbers above, throughout
     validation_rows: int = 64  # held-out sequences that are scored in the loop
+    choices: Path | None = None  # multiple-choice items, scored in the loop: the form is in `puna.evaluation.choice`
 
     def __post_init__(self) -> None:
         for length in (self.sequence_length, *(phase.sequence_length for phase in self.phases)):
@@ -36,8 +40,10 @@ class LmObjective:
         tokens = steps * self.rows * self.sequence_length
         return self.phases or (Phase(tokens=tokens, sequence_length=self.sequence_length, rows=self.rows),)
 
-    def data(self, artifacts: Sequence[Artifact], _tokenizer: Path, seed: int) -> "LmData":
-        return LmData(self, artifacts, seed)
+    def data(self, artifacts: Sequence[Artifact], tokenizer: Path, seed: int) -> "LmData":
+        longest = max(phase.sequence_length for phase in self.course(1))
+        choices = Choices(self.choices, tokenizer, longest) if self.choices else None
+        return LmData(self, artifacts, seed, choices)
 
 
 class LmData:
@@ -45,12 +51,19 @@ class LmData:
 
     loss = staticmethod(next_token_loss)
 
-    def __init__(self, config: LmObjective, artifacts: Sequence[Artifact], seed: int):
+    def __init__(
+        self, config: LmObjective, artifacts: Sequence[Artifact], seed: int, choices: Choices | None = None
+    ):
+        self.choices, self.seed = choices, seed
         self.config, self.phases = config, config.course(1)
         longest = max(phase.sequence_length for phase in self.phases)
         self.sources = open_sources(artifacts, longest, seed)
         self.heldout = [TokenShards.load(artifact, "heldout") for artifact in artifacts]
         self.deals = [self._deal(phase, seed) for phase in self.phases]
+        for phase in self.phases:
+            enough = phase.gate is None or all(shards.samples(phase.sequence_length) for shards in self.heldout)
+            hint = "hold more text out, or leave the gate off"
+            require(enough, f"phase {phase.name!r}: no held-out sample of {phase.sequence_length} for its gate", hint=hint)
         tokens = sum(source.shards.tokens for source in self.sources.values())
         self.notes = {"epoch_steps": tokens / self.phases[0].batch_tokens, "train_tokens": tokens}
 
@@ -87,6 +100,23 @@ class LmData:
         each = -(-self.config.validation_rows // len(self.heldout))
         samples = [shards.sample(i, T) for shards in self.heldout for i in range(min(each, shards.samples(T)))]
         return [_rows(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+    def needles(self, at: Position, count: int) -> Iterator[Rows]:
+        """Rows of the phase's length with a needle at evenly spread depths; what is to be found counts, nothing else."""
+        T = self.phases[at.phase].sequence_length
+        for number in range(count):
+            shards = self.heldout[number % len(self.heldout)]
+            text, _ = shards.sample(number % max(1, shards.samples(T)), T)
+            draw = np.random.default_rng([self.seed, T, number])
+            needle = draw.choice(text, KEY + ANSWER)
+            hay = T + 1 - len(needle) - KEY - ANSWER
+            depth = round(hay * (number + 0.5) / count)
+            tokens = np.concatenate((text[:depth], needle, text[depth:hay], needle))
+            weights = np.zeros(T + 1, np.float32)
+            weights[-ANSWER:] = 1
+            row, counted = torch.from_numpy(tokens)[None], torch.from_numpy(weights)[None]
+            documents = torch.zeros(1, T, dtype=torch.int64)
+            yield Rows(tokens=row[:, :-1], targets=row[:, 1:], documents=documents, weights=counted[:, 1:])
 
 
 def _rows(samples: list[tuple[np.ndarray, np.ndarray]]) -> Rows:
