@@ -51,7 +51,7 @@ KERNELS = Extension(
         "-pthread",
         "-w",
     ],
-    extra_link_args=["-pthread"],
+    extra_link_args=["-pthread", "-ldl"],
 )
 
 setup(ext_modules=[KERNELS], cmdclass={"build_ext": BuildKernels})

@@ -13,17 +13,20 @@ from puna.model.llama import Llama
 from puna.parallel.placement import Placement
 from puna.parallel.whole import Whole
 from puna.train import hardware
-from puna.train.fused import fuse
+from puna.train.accelerate import SpeedConfig, accelerate
 from puna.train.objectives.reward import RewardModel
 from puna.train.settings import TrainConfig
 
 
 def place(config: TrainConfig, base: Artifact | None) -> Placement:
     """The model that `config` and `base` mean, ready to be trained. Raises `ConfigError` if they mean none."""
+    device = hardware.device()
     if config.layout.world == 1:
-        return Whole(fuse(starting_model(config, base)), hardware.device())
+        return Whole(accelerate(starting_model(config, base), config.speed, device), device)
     from puna.parallel import sharded
 
+    alone = config.speed == SpeedConfig(fused=config.speed.fused)
+    require(alone, "speed.compiled, .recompute and .float8 are for one process so far", hint="leave them out, or the layout")
     learns_tokens = config.lm or config.sft
     hint = "lm and sft do; train this one in one process"
     require(learns_tokens is not None, "this objective cannot be laid out over several processes", hint=hint)
@@ -35,7 +38,7 @@ def place(config: TrainConfig, base: Artifact | None) -> Placement:
     require(shape is not None, "there is nothing to start from: no base and no model size", hint="set `model`")
     for phase in config.phases:
         config.layout.check_model(shape, phase.sequence_length)
-    return sharded.place(shape, config.layout, device=hardware.device(), seed=config.seed, weights=weights)
+    return sharded.place(shape, config.layout, device=device, seed=config.seed, weights=weights)
 
 
 def stored_weights(base: Artifact) -> Iterator[tuple[str, Tensor]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from puna.config import require
 from puna.model.sizes import LlamaConfig
 from puna.parallel.layout import Layout
+from puna.train.accelerate import SpeedConfig
 from puna.train.objectives.dpo import DpoObjective
 from puna.train.objectives.lm import LmObjective
 from puna.train.objectives.reward import RewardObjective
@@ -35,6 +36,7 @@ class TrainConfig:
     seed: int = 0
     threads: int = 0  # 0: PyTorch's choice
     layout: Layout = field(default_factory=Layout, metadata={"machine": True})  # over how many processes, and how
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     save_every_steps: int = 50
     # how a supervised run meets faults
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig, metadata={"machine": True})

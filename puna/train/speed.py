@@ -12,6 +12,7 @@ from typing import Any
 
 from puna.parallel.placement import Batch
 from puna.train import hardware
+from puna.train.accelerate import recomputed_flops_per_token
 from puna.train.phases import Phase
 from puna.train.state import Run
 
@@ -26,6 +27,9 @@ def measure(run: Run, batches: Sequence[Batch], seconds: float) -> dict[str, flo
         ranks * sum(B * T * config.train_flops_per_token(T, causal=causal) for B, T in shapes)
         for causal in (True, False)
     )
+    again = ranks * sum(
+        B * T * recomputed_flops_per_token(config, T, run.config.speed.recompute) for B, T in shapes
+    )
     could = seconds * hardware.peak_flops() * run.placement.world
     return {
         "tokens": tokens,
@@ -33,7 +37,7 @@ def measure(run: Run, batches: Sequence[Batch], seconds: float) -> dict[str, flo
         "tokens_per_s": tokens / seconds,
         "mfu": causal / could,
         "mfu_full": full / could,
-        "hfu": causal / could,
+        "hfu": (causal + again) / could,
     }
 
 

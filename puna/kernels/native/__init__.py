@@ -33,7 +33,7 @@ _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
 _FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
-_VERSION = 2  # of functions and layouts: `puna_version` in interface.cpp, changed together
+_VERSION = 3  # of functions and layouts: `puna_version` in interface.cpp, changed together
 _SIGNATURES = {
     "puna_version": (c_int, ()),
     "puna_instructions": (c_char_p, ()),
