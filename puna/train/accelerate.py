@@ -76,7 +76,10 @@ def require_float8(device: torch.device) -> None:
     what, able = "a CPU", False
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        what, able = f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})", (major, minor) >= (8, 9)
+        what, able = (
+            f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})",
+            (major, minor) >= (8, 9),
+        )
     require(
         able,
         f"speed.float8=true needs a GPU that multiplies 8-bit floats, and this run is on {what}",

@@ -22,7 +22,9 @@ class Choices:
     def __init__(self, path: Path, tokenizer: Path, most_tokens: int):
         encoder = load_tokenizer(tokenizer)
         items = [item for group in read_choices(path).values() for item in group]
-        self.items = [(item, [_row(encoder, item.context, option, most_tokens) for option in item.options]) for item in items]
+        self.items = [
+            (item, [_row(encoder, item.context, option, most_tokens) for option in item.options]) for item in items
+        ]
 
     def score(self, placement: Placement, data: Objective) -> float:
         """The share of items whose right option has the least surprise per byte; a tie is wrong."""

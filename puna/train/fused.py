@@ -116,7 +116,12 @@ class Copies:
     def refresh(self, layer: Block) -> None:
         """Take the masters' values."""
         a, f = layer.attention, layer.feed_forward
-        for copy, group in ((self.qkv, (a.wq, a.wk, a.wv)), (self.wo, (a.wo,)), (self.gate_up, (f.w1, f.w3)), (self.w2, (f.w2,))):
+        for copy, group in (
+            (self.qkv, (a.wq, a.wk, a.wv)),
+            (self.wo, (a.wo,)),
+            (self.gate_up, (f.w1, f.w3)),
+            (self.w2, (f.w2,)),
+        ):
             first = 0
             for part in group:
                 copy[first : first + part.out_features].copy_(part.weight)

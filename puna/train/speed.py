@@ -27,9 +27,7 @@ def measure(run: Run, batches: Sequence[Batch], seconds: float) -> dict[str, flo
         ranks * sum(B * T * config.train_flops_per_token(T, causal=causal) for B, T in shapes)
         for causal in (True, False)
     )
-    again = ranks * sum(
-        B * T * recomputed_flops_per_token(config, T, run.config.speed.recompute) for B, T in shapes
-    )
+    again = ranks * sum(B * T * recomputed_flops_per_token(config, T, run.config.speed.recompute) for B, T in shapes)
     could = seconds * hardware.peak_flops() * run.placement.world
     return {
         "tokens": tokens,

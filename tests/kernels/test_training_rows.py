@@ -112,7 +112,9 @@ def test_token_losses_and_the_gradient_in_their_place():
     kept = logits.clone()
     torch.testing.assert_close(rows.token_losses_(kept, targets, weights, gradient=False), losses, atol=1e-5, rtol=1e-5)
     assert torch.equal(kept, logits)
-    torch.testing.assert_close(rows.token_losses_(logits, targets, weights, gradient=True), losses, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        rows.token_losses_(logits, targets, weights, gradient=True), losses, atol=1e-5, rtol=1e-5
+    )
     close(logits, plain.grad)
 
 

@@ -407,5 +407,15 @@ def top(team: Team | Borrowed, logits: Tensor, k: int) -> tuple[Tensor, Tensor, 
     logits = logits.contiguous()
     n, V = logits.shape
     values, indices, sums = torch.empty(n, k), torch.empty(n, k, dtype=torch.int32), torch.empty(n)
-    call("puna_top", team.pointer, address(logits, torch.float32), n, V, k, address(values), address(indices), address(sums))
+    call(
+        "puna_top",
+        team.pointer,
+        address(logits, torch.float32),
+        n,
+        V,
+        k,
+        address(values),
+        address(indices),
+        address(sums),
+    )
     return values, indices, sums

@@ -51,9 +51,7 @@ class LmData:
 
     loss = staticmethod(next_token_loss)
 
-    def __init__(
-        self, config: LmObjective, artifacts: Sequence[Artifact], seed: int, choices: Choices | None = None
-    ):
+    def __init__(self, config: LmObjective, artifacts: Sequence[Artifact], seed: int, choices: Choices | None = None):
         self.choices, self.seed = choices, seed
         self.config, self.phases = config, config.course(1)
         longest = max(phase.sequence_length for phase in self.phases)
@@ -63,7 +61,9 @@ class LmData:
         for phase in self.phases:
             enough = phase.gate is None or all(shards.samples(phase.sequence_length) for shards in self.heldout)
             hint = "hold more text out, or leave the gate off"
-            require(enough, f"phase {phase.name!r}: no held-out sample of {phase.sequence_length} for its gate", hint=hint)
+            require(
+                enough, f"phase {phase.name!r}: no held-out sample of {phase.sequence_length} for its gate", hint=hint
+            )
         tokens = sum(source.shards.tokens for source in self.sources.values())
         self.notes = {"epoch_steps": tokens / self.phases[0].batch_tokens, "train_tokens": tokens}
 
