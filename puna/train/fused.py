@@ -181,7 +181,7 @@ class _Body(torch.autograd.Function):
 
 def _layer(layer: Block, c: Copies, ctx, x: Tensor, last: Tensor | None, shape: tuple[int, int]):
     """One layer on the stream `x` + `last`: the stream after attention, what the feed-forward adds, what is kept."""
-    a, f, (B, T) = layer.attention, layer.feed_forward, shape
+    a, (B, T) = layer.attention, shape
     E = a.head_dim
     H, K = a.wq.out_features // E, a.wk.out_features // E
     total1, normed1, factors1 = rows.norm(x, last, layer.attention_norm.weight, layer.attention_norm.eps)

@@ -49,7 +49,7 @@ GENEROUS = replace(RUN, lm=replace(RUN.lm, phases=(PHASES[0], replace(PHASES[1],
 
 
 def test_a_gate_that_never_opens_ends_the_run_with_what_is_missing(world, tmp_path):
-    with pytest.raises(PunaError, match="failed its gate 3 times: .*0% of the needles were found, 100% are wanted"):
+    with pytest.raises(PunaError, match=r"failed its gate 3 times: .*0% of the needles were found, 100% are wanted"):
         run(world, tmp_path / "closed", GENEROUS)
     found = lines(tmp_path / "closed")
     assert len(found) == 4 + 4 + 2 + 2 - 1, "the step before the last gate has not got its line"
