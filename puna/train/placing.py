@@ -26,7 +26,9 @@ def place(config: TrainConfig, base: Artifact | None) -> Placement:
     from puna.parallel import sharded
 
     alone = config.speed == SpeedConfig(fused=config.speed.fused)
-    require(alone, "speed.compiled, .recompute and .float8 are for one process so far", hint="leave them out, or the layout")
+    require(
+        alone, "speed.compiled, .recompute and .float8 are for one process so far", hint="leave them out, or the layout"
+    )
     learns_tokens = config.lm or config.sft
     hint = "lm and sft do; train this one in one process"
     require(learns_tokens is not None, "this objective cannot be laid out over several processes", hint=hint)

@@ -33,7 +33,7 @@ _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
 _FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
-_VERSION = 3  # of functions and layouts: `puna_version` in interface.cpp, changed together
+_VERSION = 4  # of functions and layouts: `puna_version` in interface.cpp, changed together
 _SIGNATURES = {
     "puna_version": (c_int, ()),
     "puna_instructions": (c_char_p, ()),
@@ -399,7 +399,7 @@ def encode(team: Team | Borrowed, weights: Tensor, code: int, width: int, size: 
     weights = weights.contiguous()
     blocks = torch.empty(weights.numel() // width, size, dtype=torch.uint8)
     source = _SOURCES[weights.dtype]
-    return blocks, _call("puna_encode", team.pointer, code, _at(weights), source, len(blocks), _at(blocks))
+    return blocks, call("puna_encode", team.pointer, code, address(weights), source, len(blocks), address(blocks))
 
 
 def top(team: Team | Borrowed, logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

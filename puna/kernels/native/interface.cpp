@@ -202,7 +202,7 @@ bool each16(Team* team, int64_t rows, const Rows& source, const Place& place) {
 #define API extern "C" __attribute__((visibility("default")))
 
 // Which functions and layouts these are; Python refuses a library that was built from another version of these files.
-API int puna_version() { return 3; }
+API int puna_version() { return 4; }
 
 API const char* puna_instructions() {  // names, best first, one to a line; the first line is the one in use
     static std::string names;
