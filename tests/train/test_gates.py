@@ -10,6 +10,7 @@ from train_world import TOY
 
 from puna.errors import ConfigError, PunaError
 from puna.train import evaluations, loop
+from puna.train import guard as guarding
 from puna.train.downstream import Choices
 from puna.train.guard import PlainGuard
 from puna.train.objectives.lm import ANSWER, KEY, LmObjective
@@ -78,7 +79,7 @@ def test_stopped_after_every_step_gates_judge_the_same(world, tmp_path, monkeypa
     opening_after(monkeypatch, 1)
     whole = run(world, tmp_path / "whole", GENEROUS)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "PlainGuard", Stopping)
+        patch.setattr(guarding, "PlainGuard", Stopping)
         for _ in range(12):
             with pytest.raises(KeyboardInterrupt):
                 run(world, tmp_path / "stopped", GENEROUS)
