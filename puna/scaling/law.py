@@ -299,7 +299,8 @@ def _loss(rows: np.ndarray, parameters: float, tokens: float) -> np.ndarray:
 def _optimal_parameters(rows: np.ndarray, product: float) -> np.ndarray:
     """N that minimises L at N * D = product: (alpha A / (beta B))^(1/(alpha+beta)) * product^(beta/(alpha+beta))."""
     _, a, alpha, b, beta = rows.T
-    return np.exp((np.log(alpha * a) - np.log(beta * b) + beta * math.log(product)) / (alpha + beta))
+    with np.errstate(over="ignore"):  # a draw of runs that tell nothing; the interval is then infinite, and rightly
+        return np.exp((np.log(alpha * a) - np.log(beta * b) + beta * math.log(product)) / (alpha + beta))
 
 
 def _balanced_tokens(rows: np.ndarray, parameters: float) -> np.ndarray:

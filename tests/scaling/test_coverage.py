@@ -26,7 +26,7 @@ def parametric_intervals(seed):
 
 
 def isoflop_intervals(seed):
-    frontier = isoflop.fit(CHINCHILLA.points(noise=0.003, seed=seed), draws=200).frontier
+    frontier = isoflop.fit(CHINCHILLA.points(noise=0.003, seed=seed), draws=100).frontier
     return frontier.optimum(AT).parameters, frontier.exponents()[0]
 
 

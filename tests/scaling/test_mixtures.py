@@ -53,7 +53,7 @@ def test_what_is_recommended_is_better_than_the_best_run_and_its_loss_is_foretol
 
 
 def test_texts_count_by_their_importance():
-    mixtures = spread_mixtures(SOURCES, 14, seed=2)
+    mixtures = spread_mixtures(SOURCES[:3], 10, seed=2)
     losses = [{"prose": 3 - m["books"], "programs": 3 - m["code"]} for m in mixtures]
     runs = Mixtures.of(mixtures, losses)
     prose, _ = fit(runs, importance={"prose": 1.0}).recommend()

@@ -10,6 +10,7 @@ from puna.curation.curate import CurationConfig
 from puna.errors import ArtifactError
 from puna.recipes import scaling
 from puna.recipes.scaling import Study
+from puna.scaling import family
 from puna.scaling.grid import GridConfig, budgets
 
 GRID = GridConfig(budgets=2, sizes=4, factor=2.0, span=6.0, beyond=2.0, sequence_length=32)
@@ -17,10 +18,11 @@ GRID = GridConfig(budgets=2, sizes=4, factor=2.0, span=6.0, beyond=2.0, sequence
 
 def study(**more):
     curation = CurationConfig(heldout_share=0.1, embedded_bytes=1_000_000)
-    return Study(flops=1.2e10, grid=GRID, curation=curation, validation_rows=32, threads=1, **more)
+    return Study(flops=4e9, grid=GRID, curation=curation, validation_rows=32, threads=1, **more)
 
 
 def test_a_study_stops_with_its_time_and_goes_on_with_the_same_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(family, "_LEAST_STEPS", 20)  # enough to be runs; a law of them means nothing
     said = []
     monkeypatch.setattr(log, "info", said.append)
     monkeypatch.setattr(log, "warn", said.append)
