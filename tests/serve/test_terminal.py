@@ -46,7 +46,7 @@ class Terminal:
 
     def interrupt(self) -> None:
         """Ctrl-C, a moment after the prompt: CPython's readline misses a signal between its prompt and its `select`."""
-        time.sleep(0.2)
+        time.sleep(1.0)  # of a machine that does other work, too
         self.type("\x03")
 
     def until(self, pattern: str, timeout_s: float = 20) -> str:

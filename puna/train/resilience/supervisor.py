@@ -124,14 +124,14 @@ class Supervisor:
         since = wall - (now - fault.since_s) if fault.since_s else wall
         node = self.places[fault.rank] if fault.rank is not None and self.places else None
         first = fault.why.splitlines()[0] if fault.why else ""
-        log.warn(
-            f"step {step}: {fault.kind}" + (f", rank {fault.rank}" if fault.rank is not None else "") + f": {first}"
-        )
+        if fault.kind != "user":  # whose mistake is told once, at the end
+            whose = f", rank {fault.rank}" if fault.rank is not None else ""
+            log.warn(f"step {step}: {fault.kind}{whose}: {first}")
         if fault.stack:
             (self._logs() / f"stack-attempt-{self.attempt}-rank-{fault.rank}.txt").write_text(fault.stack)
         values = {"rank": fault.rank, "node": node, "step": step, "attempt": self.attempt, "why": fault.why[:2000]}
         self.ledger.write("fault", kind=fault.kind, since=since, **values)
-        if node is not None:
+        if node is not None and fault.kind != "user":
             kind = {"abort": "crash"}.get(fault.kind, fault.kind)
             nodes.note(self.out, node, kind)
 
