@@ -173,19 +173,28 @@ def _interrupted(out: Path, draw: random.Random, steps: int, at: int, number: in
     asked = time.time()
     run.process.send_signal(number)
     run.finish()
-    left, done = time.time() - asked, run.step()
-    time.sleep(0.5)
-    run = started(out, steps=steps, pause_s=0.03)
+    left = time.time() - asked
+    time.sleep(0.5)  # ranks that lost their launcher end by themselves
+    done = run.step()
     begun = time.time()
-    run.await_step(done + 1)
+    run = started(out, steps=steps, pause_s=0.03)
+    restored = _awaited(out, "restored", begun)
+    again = _awaited(out, "step", restored["at"])["at"] - begun
     if last:
         finish(run)
     else:
         run.process.send_signal(signal.SIGTERM)
         run.finish()
-    restored = next(e for e in ledger.read(out) if e["event"] == "restored" and e["at"] > begun)
-    again = next(e["at"] for e in ledger.read(out) if e["event"] == "step" and e["at"] > restored["at"]) - begun
     return {"detect": left, "again": again, "lost": max(0, done - restored["step"])}
+
+
+def _awaited(out: Path, event: str, since: float) -> dict[str, Any]:
+    """The first such line of the ledger after `since`. Raises `TimeoutError` after a minute."""
+    for _ in range(1200):
+        if found := next((e for e in ledger.read(out) if e["event"] == event and e["at"] > since), None):
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"no {event!r} in the ledger of {out}")
 
 
 def supervisor_killed(kind: str, out: Path, draw: random.Random, steps: int, times: int) -> list[Trial]:
