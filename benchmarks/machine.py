@@ -26,7 +26,8 @@ def processor() -> str:
 
 
 def command() -> str:
-    """The command that runs, but for where it writes: that changes no result."""
+    """The command that runs, but for where it writes, which changes no result; of files elsewhere their names alone."""
     words = sys.argv[1:]
-    kept = [w for before, w in zip(["", *words], words) if "--out" not in (before, w)]
+    kept = [w for before, w in zip(["", *words], words) if not {"--out", "--into"} & {before, w}]
+    kept = [f"PATH/{Path(w).name}" if w.startswith("/") else w for w in kept]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
