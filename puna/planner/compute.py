@@ -14,10 +14,15 @@ from puna.parallel.layout import Layout
 from puna.planner.hardware import Device
 from puna.planner.work import Work, local_tokens
 
+COMPLEX_BYTES = 20  # of a rotated number: cast to float32 (6), multiplied (8), cast back (6)
 LAUNCH_S = 4e-6  # to start one kernel and wait for its end; CUDA's, on current hosts
 ATTENTION_BACKWARD = 2.5  # times the forward operations: five products for two (arXiv 2307.08691, section 4)
 OPTIMIZER_BYTES = 32  # per weight: AdamW reads weight, gradient and two moments, writes three; the norm reads once more
 FOREACH = 2.5  # times those bytes, when AdamW is a sequence of operations instead of one kernel
+# Of a logit, as PyTorch's operators do the loss. A row of 128,256 does not stay on the chip, so log-softmax reads it for the
+# largest, for the sum and for the result, and its gradient once more for a sum (ATen's SoftMax.cu): cast 6, forward 16,
+# zeros 4, backward 16, cast back 6.
+LOSS_BYTES = 48
 COPY_BYTES = 4  # per gathered weight: FSDP copies it out of the buffer; twice as much for a float32 gradient
 
 
@@ -54,7 +59,8 @@ def layer_time(config: LlamaConfig, layout: Layout, work: Work, device: Device) 
     """How long a rank computes on its part of a layer for one micro-batch."""
     tokens = local_tokens(layout, work)
     forward = sum(product_seconds(tokens, k, n, work.precision, device) for k, n in _products(config, layout))
-    share = {"none": 0.0, "full": 1.0, "selective": _selective_share(config)}[work.recompute]
+    again = {"none": 0.0, "products": 0.0, "selective": _selective_share(config), "attention": 1.0, "full": 1.0}
+    share = again[work.recompute]
     products = Seconds(forward, 2 * forward, share * forward)
     attention = _attention(config, layout, work, device, tokens)
     return LayerTime(products, attention, _elementwise(config, layout, work, device, tokens))
@@ -65,8 +71,7 @@ def head_time(config: LlamaConfig, layout: Layout, work: Work, device: Device) -
     tokens, vocabulary = local_tokens(layout, work), config.vocab_size / layout.tensor
     precision = "bf16" if work.precision == "fp8" else work.precision
     forward = product_seconds(tokens, config.dim, vocabulary, precision, device)
-    # Logits in bf16, cast to float32, log-softmax, its gradient, cast back: 36 bytes as PyTorch's operators do it.
-    loss = tokens * vocabulary * 36 / device.read
+    loss = tokens * vocabulary * LOSS_BYTES / device.read
     return Seconds(forward + loss / 2, 2 * forward + loss / 2)
 
 
@@ -111,16 +116,20 @@ def _elementwise(config: LlamaConfig, layout: Layout, work: Work, device: Device
     if work.compiled:
         # Forward: two norms with the addition before them (4 d each), rotation in and out, SwiGLU (3 f).
         # Backward: the same norms, rotation, SwiGLU's six (two in, gradient in, two out, and w2's input again).
-        forward = c * (8 * stream + 2 * (q + k) + 3 * f)
-        backward = c * (8 * stream + 2 * (q + k) + 2 * q + 6 * f)
+        turned = COMPLEX_BYTES / c if work.complex_rotation else 2
+        forward = c * (8 * stream + turned * (q + k) + 3 * f)
+        backward = c * (8 * stream + turned * (q + k) + 2 * q + 6 * f)
     else:
-        # One kernel each, norms and rotation through float32: 36 bytes d for a norm, 20 for each rotated number,
+        # One kernel each, norms and rotation through float32: 36 bytes d for a norm, COMPLEX_BYTES for each rotated number,
         # additions 6 d, SwiGLU 10 f; backward half as much again.
-        forward = c / 2 * (84 * stream + 20 * (q + k) + 10 * f)
+        forward = c / 2 * (84 * stream + COMPLEX_BYTES * (q + k) + 10 * f)
         backward = 1.5 * forward
-    if work.precision == "fp8":  # each input and each gradient: found its largest, cast, written twice: 6 bytes
-        forward += 6 * (2 * config.dim + q + f)
-        backward += 6 * (2 * config.dim + q + 2 * k + 2 * f)
+    if work.copied_heads:  # both read as they are and written for each query head; their gradients summed
+        forward += 2 * c * (q + k)
+        backward += 2 * c * (q + k)
+    if work.precision == "fp8":  # each input and each gradient
+        forward += work.cast_bytes * (2 * config.dim + q + f)
+        backward += work.cast_bytes * (2 * config.dim + q + 2 * k + 2 * f)
     again = 0.0 if work.recompute == "none" else forward
     kernels = 8 if work.compiled else 30
     started = kernels * LAUNCH_S

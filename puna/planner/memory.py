@@ -16,7 +16,7 @@ Our trainer (`autocast`) keeps the stream in float32, each norm's input and unsc
 products that read it a cast, which tensor ranks gather before and keep whole.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from puna.model.sizes import LlamaConfig
 from puna.parallel.layout import Layout
@@ -100,16 +100,17 @@ def sharded(parameters: float, layout: Layout) -> float:
 def in_flight(layout: Layout, work: Work, pipeline_rank: int) -> float:
     """How many micro-batches' activations of all its layers a rank holds at most.
 
-    1F1B: as many as there are ranks from here to the end. Interleaved, in pieces of 1/stages_per_rank:
-    2 (P - 1 - p) + (v - 1) N + 1, with the tunable N of Llama 3 in the place of P (arXiv 2104.04473; 2407.21783, 3.3.2).
+    With p ranks before this one and Llama 3's tunable N (P by default; arXiv 2407.21783, 3.3.2). 1F1B: N - p, as far as
+    that many come here before the first comes back, 2 (P - p) - 1. Interleaved, in pieces of 1/stages_per_rank:
+    2 (P - 1 - p) + (v - 1) N + 1 (arXiv 2104.04473). `parallel.schedule` plays the order itself; a test compares.
     """
     P, v, M = layout.pipeline, layout.stages_per_rank, microbatches(layout, work)
+    N = min(layout.in_flight or P, M)
     if P == 1:
         return 1
     if v == 1:
-        return min(M, P - pipeline_rank)
-    pieces = 2 * (P - 1 - pipeline_rank) + (v - 1) * (layout.in_flight or P) + 1
-    return min(M * v, pieces) / v
+        return min(M, max(1, (layout.in_flight or P) - pipeline_rank), 2 * (P - pipeline_rank) - 1)
+    return min(M * v, 2 * (P - 1 - pipeline_rank) + (v - 1) * N + 1) / v
 
 
 def layer_activations(config: LlamaConfig, layout: Layout, work: Work) -> float:
@@ -129,29 +130,43 @@ def layer_activations(config: LlamaConfig, layout: Layout, work: Work) -> float:
 
 
 def kept_activations(config: LlamaConfig, layout: Layout, work: Work) -> float:
-    """Bytes that one layer keeps for one token under the recomputation mode.
+    """Bytes that one layer keeps for one token under the recomputation mode (`work.Recompute`).
 
-    full: its input. selective: its input, the attention's output, and every second product, as torchtitan counts them
-    (wq, wv, w1, w2).
+    full: its input. attention: that, and what attention made. selective: that, and every second product, as torchtitan
+    counts them (wq, wv, w1, w2). products: all seven of them.
     """
     c, tp = work.activation_bytes, layout.tensor
     stream = 4 if work.autocast else c
     between = tp if layout.sequence_parallel else 1
     d, f = config.dim, config.ffn_dim
     q, k = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    if work.recompute == "none":
+        return layer_activations(config, layout, work)
+    held = stream * d / between
     if work.recompute == "full":
-        return stream * d / between
-    if work.recompute == "selective":
-        return (stream * d + c * d) / between + (c * (2 * q + k + f) + 4 * config.n_heads) / tp
-    return layer_activations(config, layout, work)
+        return held
+    # Attention's output and its log-sums; where it is written out, its scores are a product like others.
+    scores = (c * config.n_heads * work.sequence_length if work.recompute == "products" else 0) if work.masked else None
+    held += (c * q + (4 * config.n_heads if scores is None else scores)) / tp
+    made = {"attention": (0, 0), "selective": (d, q + k + f), "products": (2 * d, q + 2 * k + 2 * f)}
+    outside, inside = made[work.recompute]  # of products: added to the stream, or between two cut matrices
+    return held + c * (outside / between + inside / tp)
+
+
+def made_again(config: LlamaConfig, layout: Layout, work: Work) -> float:
+    """Bytes for each token by which recomputation makes a layer whole again while its backward pass runs."""
+    if work.recompute == "none":
+        return 0.0
+    stored = kept_activations(config, layout, work) - kept_activations(config, layout, replace(work, recompute="full"))
+    return max(0.0, layer_activations(config, layout, work) - stored)
 
 
 def _activations(config: LlamaConfig, layout: Layout, work: Work, pipeline_rank: int) -> float:
     tokens = local_tokens(layout, work)
     layers = layers_on(config, layout, work, pipeline_rank)
     held = in_flight(layout, work, pipeline_rank) * layers * kept_activations(config, layout, work)
-    if work.recompute != "none":  # one layer is whole again while its backward pass runs
-        held += layer_activations(config, layout, work) if layers else 0
+    if layers:
+        held += made_again(config, layout, work)
     if pipeline_rank == 0:
         held += 8  # token numbers
     if pipeline_rank == layout.pipeline - 1:
@@ -188,8 +203,8 @@ def _communication(config: LlamaConfig, layout: Layout, work: Work, pipeline_ran
     elif cut:
         found += c * held  # all weights, for the step
         found += work.gradient_bytes * layer * max(1, max(stage_counts(config, layout, work)))
-    elif work.autocast:
-        found += c * held  # the casts of the weights, which the backward pass reads again
+    elif work.autocast:  # the casts of the weights, which the backward pass reads again: of a layer, if it is made again
+        found += c * (held if work.recompute == "none" else layer)
     if layout.tensor > 1 and layout.sequence_parallel:
         found += c * local_tokens(layout, work) * config.dim  # a gathered activation
     if layout.context > 1:  # keys and values of the whole sequence

@@ -8,6 +8,13 @@ from puna.config import require
 from puna.model.sizes import LlamaConfig
 from puna.parallel.layout import Layout
 
+# What is kept for the backward pass, most first; the rest is made again.
+#   none       everything is kept
+#   products   what products and attention made (`speed.recompute=selective` of our trainer)
+#   selective  attention and every second product (torchtitan's, in bf16)
+#   attention  attention alone (torchtitan's in fp8: its list of what to save had bf16 products only)
+#   full       each layer's input
+Recompute = Literal["none", "products", "selective", "attention", "full"]
 BYTES = {"fp8": 2, "bf16": 2, "fp32": 4}  # of an activation; fp8 products still keep bf16 activations
 
 
@@ -18,10 +25,13 @@ class Work:
     sequence_length: int = 8192  # tokens
     rows: int = 16  # sequences of a step, over all ranks
     precision: Literal["bf16", "fp8", "fp32"] = "bf16"  # of the products
-    recompute: Literal["none", "selective", "full"] = "none"  # selective: every second product and attention are kept
+    recompute: Recompute = "none"
     attention: Literal["flash2", "cudnn", "flash3", "plain"] = "flash3"  # the kernel
     masked: bool = False  # attention with a written-out mask: its probabilities are kept
     compiled: bool = True  # elementwise operations are fused
+    complex_rotation: bool = False  # turned as complex numbers, which torch.compile leaves unfused (Meta's own code)
+    copied_heads: bool = False  # keys and values are written out for each query head before attention
+    cast_bytes: int = 6  # of finding an fp8 scale and casting, a number: read twice, written by rows and by columns
     autocast: bool = False  # weights and residual stream stay float32, products cast (our trainer in one process)
     chunked_loss: bool = False  # the logits are never held whole (`kernels.cross_entropy`)
     tensor_hidden: float = 0.0  # share of tensor-parallel exchanges that runs beside products; 1: all that can
