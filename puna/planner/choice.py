@@ -19,6 +19,8 @@ SOFTWARE: dict[str, dict[str, Any]] = {
     "puna": {"attention": "flash2", "compiled": False, "autocast": True, "chunked_loss": True},
     "tuned": {"attention": "flash3", "compiled": True, "chunked_loss": True},
 }
+# What is kept (`work.Recompute`), and our trainer's `speed.recompute` for it: one process can, several cannot yet.
+OURS = {"none": "none", "products": "selective", "full": "full"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +106,8 @@ def fastest(config: LlamaConfig, wish: Wish, *, quick: bool = False) -> Found:
     """The fastest layout of the wish's devices for this size. Raises `ConfigError` if none fits."""
     rows = batch_rows(config, wish.devices, wish.sequence_length)
     work = Work(sequence_length=wish.sequence_length, rows=rows, precision=wish.precision, **SOFTWARE[wish.software])
-    # Our trainer keeps all activations; a size that was asked for is still planned, for a trainer that recomputes.
-    modes = [RECOMPUTE[:1], RECOMPUTE][wish.software == "tuned" :][: 2 if wish.size is not None else 1]
+    # A size that was asked for and that our trainer cannot hold is still planned, for a trainer that recomputes more.
+    modes = [ways_to_recompute(wish), RECOMPUTE][: 2 if wish.size is not None else 1]
     batches = [rows] if rows >= wish.devices else [rows, wish.devices]  # more devices than rows: a larger batch
     failed: ConfigError | None = None
     for recompute in modes:
@@ -117,6 +119,13 @@ def fastest(config: LlamaConfig, wish: Wish, *, quick: bool = False) -> Found:
                 failed = error
     assert failed is not None
     raise failed
+
+
+def ways_to_recompute(wish: Wish) -> tuple[str, ...]:
+    """What the wish's trainer can make again, the cheapest first: ours everything in one process, nothing in several."""
+    if wish.software == "tuned":
+        return RECOMPUTE
+    return tuple(OURS) if wish.devices == 1 else ("none",)
 
 
 def batch_rows(config: LlamaConfig, world: int, sequence_length: int) -> int:

@@ -15,9 +15,9 @@ from puna.evaluation.report.parts import panel, panels, section
 from puna.planner import amounts
 from puna.planner.amounts import bytes_, count, parameters
 from puna.planner.choice import ways_to_serve
+from puna.planner.figures import Figure, Section
 from puna.planner.layouts import WORDS
 from puna.planner.plan import Plan
-from puna.planner.sheet import Figure, Section
 from puna.planner.wish import DAY_S, Foresight
 
 BUDGETS = ((0.25, "raw"), (1.0, "smooth"), (4.0, "raw"))  # times the plan's computing

@@ -203,7 +203,9 @@ def _communication(config: LlamaConfig, layout: Layout, work: Work, pipeline_ran
     elif cut:
         found += c * held  # all weights, for the step
         found += work.gradient_bytes * layer * max(1, max(stage_counts(config, layout, work)))
-    elif work.autocast:  # the casts of the weights, which the backward pass reads again: of a layer, if it is made again
+    elif (
+        work.autocast
+    ):  # the casts of the weights, which the backward pass reads again: of a layer, if it is made again
         found += c * (held if work.recompute == "none" else layer)
     if layout.tensor > 1 and layout.sequence_parallel:
         found += c * local_tokens(layout, work) * config.dim  # a gathered activation

@@ -6,6 +6,7 @@ Written as plain values, since the class itself needs PyTorch; a test reads them
 from typing import Any
 
 from puna.config import to_json
+from puna.planner.choice import OURS
 from puna.planner.plan import Plan
 from puna.planner.wish import Foresight
 from puna.planner.work import microbatch_rows
@@ -18,6 +19,7 @@ def recipe(plan: Plan, foresight: Foresight) -> dict[str, Any]:
     """The run that the plan describes: size, steps, batch, rate, saves, layout."""
     choice = plan.choice
     best = choice.found.best
+    speed = {"recompute": OURS.get(best.work.recompute, "full"), "float8": best.work.precision == "fp8"}
     warmup = max(1, min(WARMUP_STEPS, choice.steps // 100))
     return {
         "model": to_json(choice.config),
@@ -26,5 +28,6 @@ def recipe(plan: Plan, foresight: Foresight) -> dict[str, Any]:
         "micro_batch": max(1, round(microbatch_rows(best.layout, best.work))),
         "schedule": {"peak": foresight.learning_rate(choice.config, choice.tokens), "warmup_steps": warmup},
         "layout": to_json(best.layout),
+        **({"speed": speed} if any(value not in ("none", False) for value in speed.values()) else {}),
         "save_every_steps": max(1, min(SAVE_STEPS, choice.risk.save_every_steps)),
     }
