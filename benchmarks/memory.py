@@ -223,7 +223,9 @@ def compared_recomputing() -> list[dict[str, Any]]:
     found = []
     for mode in ("none", "selective", "full"):
         measured, planned = recomputing(mode), planned_recomputing(mode)
-        row = {k: {"measured": measured[k], "planned": planned[k], "off": planned[k] / measured[k] - 1} for k in measured}
+        row = {
+            k: {"measured": measured[k], "planned": planned[k], "off": planned[k] / measured[k] - 1} for k in measured
+        }
         found.append({"recompute": mode, **row})
     return found
 
@@ -297,7 +299,13 @@ def main() -> int:
     text = f"{table(rows)}\n\n{recompute_table(modes)}"
     print(text)
     if options.worlds is None:
-        record = {"command": command(), "revision": revision(), "processor": processor(), "rows": rows, "recomputing": modes}
+        record = {
+            "command": command(),
+            "revision": revision(),
+            "processor": processor(),
+            "rows": rows,
+            "recomputing": modes,
+        }
         options.out.write_text(json.dumps(record, indent=1) + "\n")
     if options.docs:
         before, rest = options.docs.read_text().split(TABLE[0])

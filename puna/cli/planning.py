@@ -188,7 +188,7 @@ def _number(option: str, text: str | None) -> float | None:
     """15e12, 300B, 2.5T, 14."""
     if text is None:
         return None
-    match = re.fullmatch(r"([\d_.,]+(?:[eE][+-]?\d+)?)([kKmMbBgGtT]?)", text.strip())
+    match = re.fullmatch(r"([+-]?[\d_.,]+(?:[eE][+-]?\d+)?)([kKmMbBgGtT]?)", text.strip())
     try:
         value = (
             float(match[1].replace(",", "").replace("_", "")) * _UNITS.get(match[2].lower(), 1) if match else math.nan

@@ -8,7 +8,7 @@ from dataclasses import replace
 from puna.errors import ConfigError
 from puna.planner.amounts import bytes_, count, hours, parameters
 from puna.planner.choice import Choice, fastest
-from puna.planner.plan import Plan, cheapest
+from puna.planner.plan import Plan, cheapest, climb, forced
 from puna.planner.wish import DAY_S, Foresight
 
 SLOWER = 0.12  # how far published runs lie from the planner (docs/planning.md)
@@ -16,7 +16,7 @@ SLOWER = 0.12  # how far published runs lie from the planner (docs/planning.md)
 
 def changes(plan: Plan, foresight: Foresight) -> list[str]:
     """One line for each assumption that matters here."""
-    found = [*_precision(plan), *_software(plan), *_slower(plan, foresight)]
+    found = [*_precision(plan), *_software(plan, foresight), *_slower(plan, foresight)]
     if plan.asked.size is None:
         found += [*_time(plan, foresight), *_serving(plan), *_room(plan, foresight)]
     return found
@@ -65,9 +65,14 @@ def _room(plan: Plan, foresight: Foresight) -> list[str]:
     ]
 
 
-def _software(plan: Plan) -> list[str]:
+def _software(plan: Plan, foresight: Foresight) -> list[str]:
     if plan.wish.software == "tuned" or plan.wish.device.node == 1:
         return []
+    if forced(plan):  # by activations that our trainer keeps: another would train another size
+        ladder = climb(replace(plan.wish, software="tuned"), foresight)
+        best = cheapest(ladder, min(ladder, key=lambda c: c.total_loss), plan.wish)
+        said = f"{parameters(best.config)} on {count(best.tokens)} tokens, loss {best.total_loss:.3f}"
+        return [f"a trainer with everything fused that recomputes activations (--software tuned): {said}"]
     times = _faster(plan, software="tuned")
     return (
         [f"a trainer with everything fused and Hopper's attention (--software tuned): {times:.2f} times as fast"]

@@ -74,7 +74,7 @@ class Choice:
 def choose(config: LlamaConfig, wish: Wish, foresight: Foresight, *, quick: bool = False) -> Choice:
     """What the wish's devices make of this size. Raises `ConfigError` if it does not fit them."""
     found = fastest(config, wish, quick=quick)
-    danger = risk(wish.devices, found.best.step.seconds, wish.device)
+    danger = risk(found.best.layout.world, found.best.step.seconds, wish.device)
     tokens = wish.tokens or found.best.step.tokens_per_s * danger.effective * wish.days * DAY_S
     bits = fitting_bits(config, wish.serve_context, wish.fits_bytes, wish.bits)
     made = Choice(
@@ -104,21 +104,38 @@ def ways_to_serve(choice: Choice, wish: Wish) -> list[Choice]:
 
 def fastest(config: LlamaConfig, wish: Wish, *, quick: bool = False) -> Found:
     """The fastest layout of the wish's devices for this size. Raises `ConfigError` if none fits."""
-    rows = batch_rows(config, wish.devices, wish.sequence_length)
+    world = in_use(wish.devices, wish.sequence_length)
+    rows = batch_rows(config, world, wish.sequence_length)
     work = Work(sequence_length=wish.sequence_length, rows=rows, precision=wish.precision, **SOFTWARE[wish.software])
     # A size that was asked for and that our trainer cannot hold is still planned, for a trainer that recomputes more.
     modes = [ways_to_recompute(wish), RECOMPUTE][: 2 if wish.size is not None else 1]
-    batches = [rows] if rows >= wish.devices else [rows, wish.devices]  # more devices than rows: a larger batch
+    batches = [
+        rows * 2**i for i in range(max(1, (world // rows).bit_length() + 1))
+    ]  # more devices than rows: larger ones
     failed: ConfigError | None = None
     for recompute in modes:
         for size in batches:
             try:
                 how = replace(work, rows=size)
-                return search(config, wish.devices, how, wish.device, quick=quick, recompute=recompute)
+                return search(config, world, how, wish.device, quick=quick, recompute=recompute)
             except ConfigError as error:
                 failed = error
     assert failed is not None
     raise failed
+
+
+def in_use(devices: int, sequence_length: int) -> int:
+    """How many of the devices are laid out: all, unless their number has an odd factor that no batch can be shared by.
+
+    The next smaller number then whose odd factor is at most an eighth of the largest batch's rows, or 15; the others wait as
+    spares. 100,000 are 3,125 x 32: a batch of 2,048 rows has none for each of 3,125 ranks. 99,840 are 195 x 512.
+    """
+    most = max(15, MOST_BATCH_TOKENS // sequence_length // 8)
+    for zeros in range(devices.bit_length()):
+        part = devices >> zeros
+        if part // (part & -part) <= most:
+            return part << zeros
+    return 1
 
 
 def ways_to_recompute(wish: Wish) -> tuple[str, ...]:

@@ -107,18 +107,23 @@ def device(name: str, extra: Path | None = None) -> Device:
     known = devices(extra)
     found = next((d for n, d in known.items() if n.lower() == name.lower()), None)
     if found is None:
-        near = difflib.get_close_matches(name.upper(), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        raise ConfigError(f"no device is called {name!r}", hint=f"{hint} (others: --hardware FILE)")
+        near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)  # a slip of the finger, not a V100
+        hint = f"did you mean {near[0]}? " if near else ""
+        hint += f"known: {', '.join(known)}; others by --hardware FILE"
+        raise ConfigError(f"no device is called {name!r}", hint=hint)
     return found
 
 
 def cluster(text: str, extra: Path | None = None) -> tuple[int, Device]:
-    """`64xH100` as a count and a device. Raises `ConfigError` if it is not one."""
+    """`64xH100` as a count and a device; a device alone is one of it. Raises `ConfigError` if it is neither."""
+    if any(text.strip().lower() == name.lower() for name in devices(extra)):
+        return 1, device(text.strip(), extra)
     match = re.fullmatch(r"\s*(\d[\d_,]*)\s*[xX*×]\s*(\S+)\s*", text)
-    require(match is not None, f"{text!r} is not a number of devices", hint="write COUNTxNAME, for example 64xH100")
+    hint = "write COUNTxNAME, for example 64xH100; 1xCPU is a computer without a GPU"
+    require(match is not None, f"{text!r} is not a number of devices", hint=hint)
     count = int(re.sub(r"[_,]", "", match[1]))
-    require(0 < count <= 10_000_000, f"{count:,} devices cannot be planned", hint="give 1 to 10,000,000")
+    hint = "give 1 to 10,000,000; 1xCPU is a computer without a GPU"
+    require(0 < count <= 10_000_000, f"{count:,} devices cannot be planned", hint=hint)
     return count, device(match[2], extra)
 
 

@@ -7,9 +7,9 @@ from puna.planner import amounts
 from puna.planner.amounts import bytes_, count, hours, parameters
 from puna.planner.figures import INTERVAL, Figure, ranged
 from puna.planner.overtraining import overtraining
-from puna.planner.plan import Plan
+from puna.planner.plan import Plan, forced
 from puna.planner.serving import QUANTISATION_LOSS, REACHED
-from puna.planner.wish import DAY_S, Foresight
+from puna.planner.wish import DAY_S, TEXT, Foresight
 
 FLAT = 0.003  # of the loss: sizes that no law can tell apart
 
@@ -26,6 +26,11 @@ def answer(plan: Plan) -> Iterator[Figure]:
     each = f"{each:,.0f}" if each >= 100 else f"{each:.1f}"
     text = f"{ranged(plan.tokens, count)}, {each} for each parameter"
     yield Figure("tokens", text, list(plan.tokens), asked, f"Time, Risk; interval: {INTERVAL}")
+    if choice.tokens > TEXT:
+        text = (
+            f"that is more than all public text, about {count(TEXT)} tokens: much of it would be read again and again"
+        )
+        yield Figure("note", text, TEXT, "an estimate, 100T to 1,000T", "arXiv 2211.04325")
     text = f"{ranged(plan.seconds, amounts.seconds)} on {plan.wish.devices:,} x {plan.wish.device.name}"
     days = [seconds / DAY_S for seconds in plan.seconds]
     if plan.wish.start:
@@ -43,10 +48,13 @@ def why(plan: Plan) -> Iterator[Figure]:
             text = f"{parameters(other)} on {count(best.tokens)} tokens: loss {best.total_loss:.3f}, here {choice.total_loss:.3f}"
             yield Figure("best in the same time", text, other.parameters, "lowest of the ladder", "the scaling law")
         return
-    tried = f"{len(plan.ladder)} sizes from {parameters(plan.ladder[0].config)} to {parameters(plan.ladder[-1].config)}"
+    first, last = parameters(plan.ladder[0].config), parameters(plan.ladder[-1].config)
+    tried = f"{len(plan.ladder)} sizes from {first} to {last}" if len(plan.ladder) > 1 else f"one size, {last}"
     yield Figure("tried", tried, [c.config.parameters for c in plan.ladder], "powers of 2^(1/1.5) around the optimum")
     flat = [c.config for c in plan.ladder if c.total_loss <= best.total_loss * (1 + FLAT)]
     text = f"{parameters(flat[0])} to {parameters(flat[-1])} are within {FLAT:.1%} of the lowest loss"
+    if len(flat) == 1:
+        text = f"{parameters(flat[0])} alone is within {FLAT:.1%} of the lowest loss"
     yield Figure("how sure", text, [c.parameters for c in flat], "sizes tried", "the law's minimum is flat")
     if best.config.parameters == choice.config.parameters:
         yield Figure("", "the lowest loss that these devices reach in this time", "lowest loss")
@@ -70,6 +78,10 @@ def why(plan: Plan) -> Iterator[Figure]:
             f"{bytes_(wish.fits_bytes)} is what limits the size: {parameters(largest.config)} is the largest that fits"
         )
         yield Figure("limit", text, wish.fits_bytes)
+    elif forced(plan):
+        text = f"memory: the optimum would be {count(plan.optimal_parameters)}, and nothing larger fits these devices"
+        text += "; --software tuned recomputes activations" if wish.software == "puna" else ""
+        yield Figure("limit", text, plan.optimal_parameters, "the law's optimum for this computing", "the scaling law")
 
 
 def expected(plan: Plan, foresight: Foresight) -> Iterator[Figure]:

@@ -1,10 +1,10 @@
 """Of a plan's sheet, what is about the run: its layout, its time, what it costs, what may interrupt it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from puna.planner import amounts
 from puna.planner.amounts import bytes_, count, hours, money
-from puna.planner.choice import OURS, ways_to_recompute
+from puna.planner.choice import MOST_BATCH_TOKENS, OURS, ways_to_recompute
 from puna.planner.figures import Figure, device_sources
 from puna.planner.layouts import WORDS
 from puna.planner.plan import Plan
@@ -16,7 +16,7 @@ TIMES = {
     "attention": "2 H E T a token and layer forward / its speed, 2.5 times that backward",
     "elementwise": "bytes moved / read (puna/planner/compute.py)",
     "recomputed": "forward once more",
-    "head": "6 V d a token / matmul + 36 V bytes / read",
+    "head": "6 V d a token / matmul + 48 V bytes / read",
     "tensor": "4 exchanges a layer and pass: latency + bytes (n - 1)/n / link",
     "context": "keys and values of the sequence: latency + bytes (n - 1)/n / network",
     "slowed": "hidden exchanges x comm_share",
@@ -27,6 +27,7 @@ TIMES = {
     "optimizer": "32 bytes a weight of the rank / read",
     "slowest": "mean slowest of the devices, spread x sqrt(2 ln n) or so",
 }
+SPEEDS = ("matmul", "attention", "read", "link", "network", "comm_share", "spread")  # of hardware.toml
 SIZES = {
     "parameters": "4 bytes x weights / (tensor x pipeline x shard)",
     "gradients": "4 bytes, likewise",
@@ -42,6 +43,10 @@ def layout(plan: Plan) -> Iterator[Figure]:
     best, step = found.best, found.best.step
     tried = f"fastest of {found.tried:,} ways that were tried, {found.too_large:,} too large"
     yield Figure("layout", str(best), str(best), tried, "puna/planner/layouts.py")
+    idle = plan.wish.devices - best.layout.world
+    if idle:
+        text = f"{idle:,} of the {plan.wish.devices:,} devices wait as spares: all of them cannot share a batch evenly"
+        yield Figure("note", text, idle, "the next number with a small odd factor", "puna/planner/choice.py")
     if plan.wish.software == "puna":
         if best.work.recompute not in ways_to_recompute(plan.wish):
             text = "`puna pretrain` recomputes in one process only, so far: this layout is for a trainer that does in several, or take more devices"
@@ -52,29 +57,31 @@ def layout(plan: Plan) -> Iterator[Figure]:
     kinds = ", ".join(f"{name} {bytes_(size)}" for name, size in best.memory.by_kind().items())
     room = plan.wish.device.memory_bytes
     text = f"{bytes_(best.memory.total)} of {bytes_(room)}: {kinds}"
-    yield Figure(
-        "memory", text, best.memory.by_kind(), "docs/planning.md, Memory", "arXiv 2205.05198; puna/planner/memory.py"
-    )
+    formula = _each(SIZES, best.memory.by_kind())
+    yield Figure("memory", text, best.memory.by_kind(), formula, "arXiv 2205.05198; puna/planner/memory.py")
     rows = best.work.rows
     text = f"{count(step.tokens)} tokens ({rows:,} rows of {best.work.sequence_length:,})"
     formula = "2048 * 160 * (N / 108M)^(2/3) tokens, at most 16M"
+    if step.tokens > 1.5 * MOST_BATCH_TOKENS:
+        times = step.tokens / MOST_BATCH_TOKENS
+        text += f", {times:.0f} times Llama 3's largest: so many devices share no smaller one, and it may cost loss"
     yield Figure("step", text, step.tokens, formula, "OLMo-core's ladder; arXiv 2407.21783, 3.4.1")
     parts = [
         f"{WORDS[name]} {took / step.seconds:.0%}" for name, took in step.parts.items() if took > 0.015 * step.seconds
     ]
     text = f"{amounts.seconds(step.seconds)}: {', '.join(parts)}"
-    yield Figure(
-        "of it",
-        text,
-        dict(step.parts),
-        "docs/planning.md, Time",
-        device_sources(plan, "matmul", "attention", "read", "link"),
-    )
+    shown = [name for name, took in step.parts.items() if took > 0]
+    yield Figure("of it", text, dict(step.parts), _each(TIMES, shown), device_sources(plan, *SPEEDS))
     text = f"{step.flops() / 1e12:,.3g} TFLOP/s a device; MFU {step.mfu():.1%} (causal), {step.mfu(causal=False):.1%} (full attention)"
     value = {"flops": step.flops(), "mfu_causal": step.mfu(), "mfu_full": step.mfu(causal=False)}
     yield Figure("speed", text, value, "model FLOPs / time / devices / data sheet's peak", device_sources(plan, "peak"))
     for other, reason in zip(found.others, found.reasons(), strict=True):
         yield Figure("runner-up", f"{other}: {reason}", str(other))
+
+
+def _each(formulas: dict[str, str], names: Iterable[str]) -> str:
+    """The formula of each of these parts."""
+    return "; ".join(f"{name}: {formulas[name]}" for name in names)
 
 
 def time(plan: Plan) -> Iterator[Figure]:

@@ -11,6 +11,8 @@ from puna.planner.hardware import Device
 from puna.planner.serving import BITS
 
 DAY_S = 86_400.0
+TEXT = 3e14  # tokens of public text by people, 1e14 to 1e15 (Villalobos et al. 2024, arXiv 2211.04325)
+MOST_TOKENS = 1000 * TEXT  # that are planned
 Range = tuple[float, float, float]  # value, low, high
 
 
@@ -69,8 +71,9 @@ class Wish:
     def __post_init__(self) -> None:
         for name in ("days", "tokens", "fits_bytes", "price"):
             value = getattr(self, name)
-            good = value is None or (0 < value < 1e30)
-            require(good, f"{name}={value} must be a number above 0", hint="leave it out if it does not matter")
+            good = value is None or (0 < value < 1e40)
+            hint = "leave it out if it does not matter"
+            require(good, f"{name}={value} must be above 0 and below 1e40", hint=hint)
         for name in ("serve_context", "sequence_length", "devices"):
             value = getattr(self, name)
             require(0 < value < 1 << 31, f"{name}={value:,} must be above 0 and below {1 << 31:,}")

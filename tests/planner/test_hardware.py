@@ -30,7 +30,14 @@ def test_a_count_and_a_name_in_any_case():
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"), [("H100", "COUNTxNAME"), ("0xH100", "1 to"), ("8xH10", "did you mean H100"), ("8xQ", "known")]
+    ("text", "hint"),
+    [
+        ("laptop", "1xCPU"),
+        ("0xH100", "1 to"),
+        ("8xH10", "did you mean H100"),
+        ("8xQ", "known"),
+        ("8xV100", "known: H100"),
+    ],
 )
 def test_what_is_no_machine_is_answered_with_what_is(text, hint):
     with pytest.raises(ConfigError) as error:

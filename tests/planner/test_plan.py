@@ -5,11 +5,13 @@ from hypothesis import strategies as st
 
 from puna.errors import ConfigError
 from puna.model.sizes import SIZES
-from puna.planner.choice import batch_rows
+from puna.planner import sheet
+from puna.planner.choice import OURS, batch_rows, in_use
 from puna.planner.hardware import device
 from puna.planner.plan import plan
+from puna.planner.recipe import recipe
 from puna.planner.serving import fitting_bits, least_bytes, serving
-from puna.planner.wish import DAY_S, Wish
+from puna.planner.wish import DAY_S, MOST_TOKENS, Wish
 
 KNOWN = Known()
 SMALL = SIZES["llama-3.1-8b"]
@@ -104,12 +106,12 @@ def test_a_wish_without_a_length_is_told_what_to_say():
     fits=st.sampled_from([None, 1e5, 1e9, 1e11]),
     length=st.sampled_from([512, 8192, 131_072]),
 )
-def test_any_wish_has_a_plan_on_just_these_devices(devices, name, days, served, fits, length):
+def test_any_wish_has_a_plan_on_its_devices(devices, name, days, served, fits, length):
     asked = Wish(
         devices=devices, device=device(name), days=days, serve_tokens=served, fits_bytes=fits, sequence_length=length
     )  # fmt: skip
     made = plan(asked, KNOWN)
-    assert made.choice.found.best.layout.world == devices
+    assert made.choice.found.best.layout.world == in_use(devices, length) <= devices
     assert made.choice.train_seconds == pytest.approx(days * DAY_S, rel=1e-6)
     if fits is not None:
         assert made.choice.serving.bytes <= made.wish.fits_bytes
@@ -130,8 +132,43 @@ def test_fewer_bits_serve_faster_and_lose_more():
     assert fitting_bits(SMALL, 8192, 1e9) == []
 
 
-def test_what_is_chosen_for_our_trainer_recomputes_nothing():
-    """It keeps all activations; a size that was asked for may need a trainer that does not, and is told so."""
+def test_a_number_of_devices_that_no_batch_can_share_leaves_a_few_waiting():
+    for devices in (1, 7, 64, 96, 1000, 16_384):
+        assert in_use(devices, 8192) == devices
+    for devices in (4999, 100_000, 99_991):
+        used = in_use(devices, 8192)
+        assert 0.98 * devices < used < devices
+        assert used // (used & -used) <= 256
+    made = plan(wish(100_000, days=60.0, software="tuned"), KNOWN)
+    assert made.choice.config.parameters > 0.5 * made.optimal_parameters  # and not whatever could be laid out
+    assert made.choice.devices == 100_000  # the others are paid for too
+
+
+def test_more_tokens_than_there_are_become_as_many_as_are_planned():
+    made = plan(wish(days=None, size=SMALL, tokens=1e30), KNOWN)
+    assert "never be" in made.refused[0]
+    assert made.choice.tokens == MOST_TOKENS
+    assert "all public text" in sheet.text(sheet.sections(made, KNOWN))
+
+
+def test_a_size_that_memory_forced_is_said_to_be_forced():
+    text = sheet.text(sheet.sections(plan(wish(8, days=3650.0), KNOWN), KNOWN))
+    assert "limit" in text and "nothing larger fits" in text
+    assert "nothing larger fits" not in sheet.text(sheet.sections(plan(wish(), KNOWN), KNOWN))
+
+
+def test_one_process_plans_what_our_trainer_recomputes():
+    """speed.recompute is for one process: there a size that keeping everything is too large for fits."""
+    small = SIZES["llama-3.2-3b"]
+    made = plan(wish(1, days=1.0, size=small), KNOWN)
+    best = made.choice.found.best
+    assert made.granted and best.work.recompute in ("products", "full")
+    assert recipe(made, KNOWN)["speed"] == {"recompute": OURS[best.work.recompute], "float8": False}
+    assert f"speed.recompute={OURS[best.work.recompute]}" in sheet.text(sheet.sections(made, KNOWN))
+
+
+def test_several_processes_of_our_trainer_recompute_nothing():
+    """A size that was asked for may need a trainer that does, and is told so."""
     made = plan(wish(), KNOWN)
     assert {c.found.best.work.recompute for c in (made.choice, *made.ladder)} == {"none"}
     tuned = plan(wish(software="tuned"), KNOWN)
