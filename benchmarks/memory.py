@@ -22,6 +22,7 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,10 +219,10 @@ def planned_recomputing(mode: str) -> dict[str, float]:
     return {"kept": held - again - casts, "peak": held}
 
 
-def compared_recomputing() -> list[dict[str, Any]]:
+def compared_recomputing(modes: Sequence[str] = ("none", "selective", "full")) -> list[dict[str, Any]]:
     """Each way of the trainer to recompute: measured, planned, and how far they are apart."""
     found = []
-    for mode in ("none", "selective", "full"):
+    for mode in modes:
         measured, planned = recomputing(mode), planned_recomputing(mode)
         row = {
             k: {"measured": measured[k], "planned": planned[k], "off": planned[k] / measured[k] - 1} for k in measured

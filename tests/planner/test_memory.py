@@ -4,6 +4,7 @@ import pytest
 
 from puna.model.sizes import SIZES
 from puna.parallel.layout import Layout
+from puna.parallel.schedule import schedule
 from puna.planner.memory import in_flight, memory_per_rank, rank_parameters, serving_memory
 from puna.planner.serving import least_bytes, stored_bytes
 from puna.planner.work import Work, layers_on
@@ -80,6 +81,26 @@ def test_in_flight_is_what_the_schedules_hold():
     woven = Layout(pipeline=4, microbatches=16, stages_per_rank=2)
     assert in_flight(woven, Work(rows=16), 0) == (2 * 3 + 4 + 1) / 2  # Megatron's warm-up and the one it works on
     assert in_flight(Layout(pipeline=4, microbatches=2), Work(rows=16), 0) == 2  # never more than there are
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("pipeline", [2, 3, 4, 6])
+def test_in_flight_is_what_the_schedule_itself_holds(pipeline, stages):
+    """Played out by `parallel.schedule`, with Llama 3's N below, at and above the number of ranks."""
+    for N in (0, pipeline - 1, pipeline, pipeline + 1, 2 * pipeline, 3 * pipeline):
+        for M in (pipeline, 2 * pipeline, 4 * pipeline):
+            layout = Layout(pipeline=pipeline, stages_per_rank=stages, in_flight=N, microbatches=M)
+            held = [most_held(passes) / stages for passes in schedule(layout, M)]
+            planned = [in_flight(layout, Work(rows=M), rank) for rank in range(pipeline)]
+            if 0 < N < pipeline and stages > 1:  # a piece or two too many
+                assert all(0 <= p - h <= 2 / stages + 1e-9 for p, h in zip(planned, held, strict=True)), layout
+            else:
+                assert planned == held, layout
+
+
+def most_held(passes) -> int:
+    held = [1 if p.kind == "F" else -1 for p in passes]
+    return max(sum(held[: i + 1]) for i in range(len(held)))
 
 
 def test_llama_3_fits_its_gpus_without_recomputing():
