@@ -268,3 +268,24 @@ def test_a_seal_notices_any_change(tmp_path):
         with pytest.raises(ValueError):
             Seal.read(tmp_path / "s")
         (tmp_path / "s").write_bytes(content)
+
+
+def test_a_save_holds_the_training_up_for_a_moment_only_and_starts_no_thread(tmp_path, monkeypatch):
+    """A thread that is started for a save takes Python's lock at once, and the training waits 5 ms for it."""
+    import threading
+    import time
+
+    from puna.train.resilience.saver import Saver
+
+    saver = Saver(MemoryTier(tmp_path / "memory"), DurableTier(tmp_path / "work"), lambda *_, **__: None)
+    saver.start(snapshot(1))
+    saver.settle()
+    before, released, keep = threading.active_count(), threading.Event(), saver.memory.save
+    monkeypatch.setattr(saver.memory, "save", lambda s: (released.wait(10), keep(s))[1])
+    began = time.perf_counter()
+    saver.start(snapshot(2))
+    assert time.perf_counter() - began < 5 and threading.active_count() == before
+    assert saver.newest[1].step == 1
+    released.set()
+    saver.settle()
+    assert saver.newest[1].step == 2

@@ -27,24 +27,21 @@ class Saver:
         self.memory, self.durable, self.report, self.sharing = memory, durable, report, sharing
         self.newest: tuple[int | None, Seal] | None = None  # slot and seal of the last copy; no slot: no room for it
         self.failure: BaseException | None = None  # of copying
-        self._copying: threading.Thread | None = None
+        self._orders: queue.Queue[Snapshot] = queue.Queue()
         self._queue: queue.Queue[tuple[int, Seal] | None] = queue.Queue()
-        self._writer = threading.Thread(target=self._write_all, name="durable", daemon=True)
-        self._writer.start()
+        threading.Thread(target=self._copy_all, name="memory", daemon=True).start()
+        threading.Thread(target=self._write_all, name="durable", daemon=True).start()
 
     def start(self, snapshot: Snapshot, *, must: bool = False) -> None:
         """Begin to copy `snapshot`. With `must`, wait for a slot rather than leave it out."""
         self.settle()
         if must:
             self._await_slot()
-        self._copying = threading.Thread(target=self._copy, args=(snapshot,), name="memory")
-        self._copying.start()
+        self._orders.put(snapshot)
 
     def settle(self) -> None:
         """Wait until the copy is whole: before any tensor of it may change. Raises what went wrong with it."""
-        if self._copying is not None:
-            self._copying.join()
-            self._copying = None
+        self._orders.join()
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -63,6 +60,12 @@ class Saver:
         """Wait until all is on disk that was published."""
         self.settle()
         self._queue.join()
+
+    def _copy_all(self) -> None:
+        """One thread for all copies: to start one for each would cost the training a switch of Python's lock, 5 ms."""
+        while True:
+            self._copy(self._orders.get())
+            self._orders.task_done()
 
     def _copy(self, snapshot: Snapshot) -> None:
         started = time.perf_counter()
