@@ -193,6 +193,7 @@ class Beat:
     alive_s: float  # when its heart last beat: a thread of its own, which runs whatever the training does
     progress_s: float  # when it last came to another phase of a step
     progress: int = 0  # how many phases it has come through since the start
+    waiting: bool = False  # whether it waits for other ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,8 @@ class Suspicion:
 class DetectPolicy:
     """Two clocks: the heart of a process that is stopped or gone is silent; one that is stuck makes no progress.
 
-    In a step ranks wait for each other, so when one is stuck all are soon. To blame are those that are farthest behind.
+    In a step ranks wait for each other, so when one is stuck all are soon. To blame are those that do not wait for others;
+    of them, those that are farthest behind.
     """
 
     beat_every_s: float = 0.2
@@ -232,8 +234,9 @@ class DetectPolicy:
         budget = self.step_budget_s if training else max(self.start_budget_s, self.step_budget_s)
         if not beats or now_s - max(beat.progress_s for beat in beats.values()) <= budget:
             return None
-        least = min(beat.progress for beat in beats.values())
-        behind = tuple(rank for rank, beat in beats.items() if beat.progress == least)
+        busy = {rank: beat for rank, beat in beats.items() if not beat.waiting} or beats
+        least = min(beat.progress for beat in busy.values())
+        behind = tuple(rank for rank, beat in busy.items() if beat.progress == least)
         return Suspicion(ranks=behind, kind="stuck", silent_s=max(now_s - beats[r].progress_s for r in behind))
 
 
@@ -318,7 +321,8 @@ class EvictionPolicy:
 class StragglerPolicy:
     """A rank's score is the median, over the last `window` steps, of its own time over the ranks' median of that step.
 
-    Its own time is what it computed, without the time it waited for others. 1 is usual; a rank at `ratio` is slow.
+    Its own time is what it computed, without the time it waited for others. 1 is usual; a rank at `ratio` is slow. Of an
+    even number the lower median is taken: of two ranks, the faster one is what is usual.
     """
 
     window: int = 32  # steps
@@ -332,7 +336,7 @@ class StragglerPolicy:
         if steps < self.least:
             return {}
         recent = {rank: list(times)[-steps:] for rank, times in own_s.items()}
-        usual = [statistics.median(times[i] for times in recent.values()) for i in range(steps)]
+        usual = [statistics.median_low(times[i] for times in recent.values()) for i in range(steps)]
         return {
             rank: statistics.median(mine / middle if middle > 0 else 1.0 for mine, middle in zip(times, usual))
             for rank, times in recent.items()

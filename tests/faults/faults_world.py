@@ -68,14 +68,13 @@ def batch(first: int, rank: int, world: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def gradients(run: Run, guard: Guard, rank: int, world: int) -> tuple[float, float]:
-    guard.beat(run.position.step, "compute")
+    guard.beat(run.position.step, "backward")
     x, y = batch(run.consumed, rank, world)
     x = inject.spoil(run.position.step, x)
     run.optimizer.zero_grad()
     loss = (run.model(x) - y).square().mean()
     loss.backward()
     flat = torch.cat([p.grad.reshape(-1) for p in run.model.parameters()] + [loss.detach().reshape(1)])
-    guard.beat(run.position.step, "reduce")
     if world > 1:
         dist.all_reduce(flat)
     flat /= world

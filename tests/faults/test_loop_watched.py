@@ -13,7 +13,7 @@ from train_world import TOY, build
 from puna import artifacts
 from puna.model.checkpoint import load_model
 from puna.parallel.layout import Layout
-from puna.planner.policies import DetectPolicy, SavePolicy
+from puna.planner.policies import DetectPolicy, SavePolicy, StragglerPolicy
 from puna.train.objectives.lm import LmObjective
 from puna.train.resilience import inject, ledger
 from puna.train.resilience.settings import ResilienceConfig
@@ -67,6 +67,29 @@ def same(a, b) -> bool:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(replicate=4), Layout(shard=4), Layout(tensor=2), Layout(pipeline=2), Layout(pipeline=2, shard=2)],
+    ids=str,
+)
+def test_the_slow_rank_is_named_and_not_those_that_wait_for_it(world, tmp_path, layout):
+    settings = replace(RUN.resilience, straggler=StragglerPolicy(window=6, least=4, ratio=2.5))
+    plan = [{"kind": "slow", "step": 14, "rank": 1, "seconds": 0.2, "steps": 14}]
+    watched(world, replace(RUN, layout=layout, steps=30, resilience=settings), tmp_path / "slow", plan)
+    named = [event["rank"] for event in ledger.read(tmp_path / "slow") if event["event"] == "slow"]
+    assert named and set(named) == {1}
+
+
+@pytest.mark.parametrize("layout", [Layout(replicate=2, shard=2), Layout(pipeline=2, tensor=2)], ids=str)
+def test_a_rank_that_waits_for_ever_is_named_though_all_do(world, tmp_path, layout):
+    settings = replace(RUN.resilience, detect=DetectPolicy(step_budget_s=2.0))
+    plan = [{"kind": "hang", "step": step, "rank": rank} for step, rank in ((5, 2), (11, 0))]
+    watched(world, replace(RUN, layout=layout, steps=15, resilience=settings), tmp_path / "hung", plan)
+    found = [event for event in ledger.read(tmp_path / "hung") if event["event"] == "fault"]
+    assert [(f["kind"], f["rank"], f["step"]) for f in found] == [("hang", 2, 5), ("hang", 0, 11)]
+    assert all("in hang" in f["why"] for f in found)
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(replicate=2), Layout(shard=2), Layout(tensor=2)], ids=str)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from faults_world import SETTINGS, same_weights, started
 
-from puna.planner.policies import EvictionPolicy, SpikePolicy
+from puna.planner.policies import EvictionPolicy, SpikePolicy, StragglerPolicy
 from puna.train.resilience import inject, ledger, nodes
 
 slow = pytest.mark.skipif(not os.environ.get("PUNA_SLOW"), reason="a run of its own: PUNA_SLOW=1")
@@ -29,14 +29,18 @@ def test_killed_crashed_stopped_stuck_and_given_wrong_numbers_a_run_ends_with_th
         {"kind": "raise", "step": 13, "rank": 1},
         {"kind": "stop", "step": 22, "rank": 0},
         {"kind": "abort", "step": 27, "rank": 3},
+        {"kind": "slow", "step": 31, "rank": 2, "seconds": 0.06, "steps": 13},
         {"kind": "flip", "step": 33, "rank": 3},
         {"kind": "hang", "step": 45, "rank": 2},
         {"kind": "flip", "step": 59, "rank": 1},
     ]
-    status, said = started(tmp_path, plan).finish()
+    settings = replace(SETTINGS, straggler=StragglerPolicy(window=8, least=6, ratio=2.5))
+    status, said = started(tmp_path, plan, settings=settings).finish()
     assert status == 0, said
     assert same_weights(undisturbed, tmp_path)
     found = faults(tmp_path)
+    slow = [event["rank"] for event in ledger.read(tmp_path) if event["event"] == "slow"]
+    assert slow and set(slow) == {2}
     assert [(f["kind"], f["rank"]) for f in found] == [
         ("killed", 2), ("crash", 1), ("hang", 0), ("abort", 3), ("corruption", 3), ("hang", 2), ("corruption", 1),
     ]  # fmt: skip

@@ -160,6 +160,14 @@ def test_a_silent_heart_is_named():
     assert found.ranks == (2,) and found.kind == "stopped"
 
 
+def test_of_ranks_that_came_equally_far_the_one_that_does_not_wait_is_stuck():
+    policy = DetectPolicy(step_budget_s=10)
+    beats = {rank: Beat(alive_s=111, progress_s=100, progress=41, waiting=rank != 2) for rank in range(4)}
+    assert policy.suspect(111, beats).ranks == (2,)
+    beats[1] = Beat(alive_s=111, progress_s=100, progress=40, waiting=True)
+    assert policy.suspect(111, beats).ranks == (2,)
+
+
 def test_the_rank_that_is_farthest_behind_is_stuck_and_not_those_that_wait_for_it():
     policy = DetectPolicy(step_budget_s=10)
     beats = {rank: Beat(alive_s=111, progress_s=100, progress=41) for rank in range(4)}

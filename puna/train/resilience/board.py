@@ -10,12 +10,13 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from puna.planner.policies import Beat
 
-_LINE = struct.Struct("<qqdddqq32s")  # pid, attempt, alive, progressed, own seconds, progress, step, phase
+_LINE = struct.Struct("<qqdddqqq32s")  # pid, attempt, alive, progressed, own seconds, progress, step, waits, phase
 _SIZE = 128
 
 
@@ -46,11 +47,13 @@ class Board:
 
     def read(self, rank: int) -> Line:
         """What `rank` said last (all zero, if it never did)."""
-        pid, attempt, alive, progressed, own, progress, step, phase = _LINE.unpack_from(self.memory, rank * _SIZE)
+        pid, attempt, alive, progressed, own, progress, step, waits, phase = _LINE.unpack_from(
+            self.memory, rank * _SIZE
+        )
         return Line(
             pid=pid,
             attempt=attempt,
-            beat=Beat(alive_s=alive, progress_s=progressed, progress=progress),
+            beat=Beat(alive_s=alive, progress_s=progressed, progress=progress, waiting=bool(waits)),
             own_s=own,
             step=step,
             phase=phase.rstrip(b"\0").decode("utf-8", "replace"),
@@ -64,8 +67,11 @@ class Board:
 class Pulse:
     """A rank's pen: `beat` tells progress, and a thread tells every `every_s` seconds that the process lives."""
 
-    def __init__(self, board: Board, rank: int, *, attempt: int, every_s: float):
+    def __init__(
+        self, board: Board, rank: int, *, attempt: int, every_s: float, waits: Callable[[], bool] = lambda: False
+    ):
         self.board, self.rank, self.attempt, self.every_s = board, rank, attempt, every_s
+        self.waits = waits  # whether the training waits for other ranks at this moment
         self.progressed = time.monotonic()
         self.progress, self.step, self.phase, self.own_s = 0, -1, "starting", 0.0
         self._write()
@@ -98,6 +104,7 @@ class Pulse:
             self.own_s,
             self.progress,
             self.step,
+            self.waits(),
             self.phase.encode()[:32],
         )
         _LINE.pack_into(self.board.memory, self.rank * _SIZE, *line)

@@ -17,7 +17,6 @@ import json
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from puna import artifacts, config, log
 from puna.errors import PunaError
+from puna.parallel import waiting
 from puna.parallel.placement import Cut
 from puna.planner.policies import SpikeState, Verdict
 from puna.train.resilience import board, home, nodes, sentry, signals
@@ -33,6 +33,7 @@ from puna.train.resilience.durable import DurableTier
 from puna.train.resilience.image import Snapshot
 from puna.train.resilience.ledger import Ledger
 from puna.train.resilience.memory import MemoryTier
+from puna.train.resilience.pace import Pace, slow
 from puna.train.resilience.peers import Peers
 from puna.train.resilience.replicas import Comparison, Trial, earliest, outliers
 from puna.train.resilience.restore import Found, newest
@@ -44,7 +45,7 @@ Capture = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any], Cut]]
 Fill = Callable[[Any, dict[str, Tensor], dict[str, Any]], None]
 
 
-SAFE = ("data", "backward", "compute", "reduce", "evaluate")  # phases in which the state is that of whole steps
+SAFE = ("data", "backward", "evaluate")  # phases in which the state is that of whole steps
 
 
 class Guard:
@@ -72,17 +73,22 @@ class Guard:
         self.saver = Saver(self.memory, self.durable, self._note, self._sharing(node))
         lines = board.Board(node / "board", self.peers.world)
         self.pulse = board.Pulse(
-            lines, self.peers.rank, attempt=self.home.attempt, every_s=settings.detect.beat_every_s
+            lines,
+            self.peers.rank,
+            attempt=self.home.attempt,
+            every_s=settings.detect.beat_every_s,
+            waits=waiting.now,
         )
         self.spikes, self.generation = SpikeState(), 0
-        self.trial, self.own = Trial(), deque(maxlen=settings.straggler.window)
+        self.trial, self.pace = Trial(), Pace(settings.straggler)
         self.repeating: int | None = None  # a step that is computed once more
         self.rolling: Verdict | None = None  # a roll-back that was ordered
         self.doubted: list[int] = []  # ranks whose numbers differed from the others' in the step that is repeated
         self.made = True  # the last step was an update
         self.due: tuple[int, int] | None = None  # the state whose replicas are to be compared before the next update
         self.waited = {"saving": 0.0, "checking": 0.0}
-        self.phase_began, self.own_s, self.phase = time.perf_counter(), 0.0, "starting"
+        self.paces_due = False  # whether the ranks' own times are to be compared before the next update
+        self.phase = "starting"
         self.whole = threading.Lock()  # held while the state is between two steps
         self.changing = False  # this thread holds it
         self.run: Any = None
@@ -185,17 +191,15 @@ class Guard:
     # --- in a step
 
     def beat(self, step: int, phase: str) -> None:
-        """This rank has come to `phase` of `step`. Time in the phase `reduce` is waiting for others, not its own."""
-        now = time.perf_counter()
+        """This rank has come to `phase` of `step`."""
         if phase in SAFE:
             self._release()
         else:
             self._hold()
         if self.phase == "evaluate":
             self._ledger("evaluated")
-        if self.phase != "reduce":
-            self.own_s += now - self.phase_began
-        self.phase_began, self.phase = now, phase
+        self.phase = phase
+        self.pace.enter(phase)
         self.pulse.beat(step, phase)
         if self.on_beat is not None:
             self.on_beat(step, phase)
@@ -208,7 +212,9 @@ class Guard:
 
     def judge(self, step: int, loss: float, norm: float) -> Verdict:
         """What to do with the gradients of step `step`: the same on every rank."""
+        self.pace.enter("judging")
         self._settle()
+        self._look_for_slow_ones()
         verdict = self._compare_if_due() or self._agree(step, loss, norm) or self._judge_values(step, loss, norm)
         if verdict.action in ("go", "skip"):
             self._hold()  # the state is about to change
@@ -287,8 +293,9 @@ class Guard:
         self.beat(step, "saving")
         if durable or checked or (self.home.supervised and save.in_memory(step)):
             self._wait("saving", lambda: self._save(run, durable=durable, checked=checked))
-        self.own.append(self.own_s)
-        self.pulse.own_s, self.own_s = self.own_s, 0.0
+        self.paces_due = self.peers.world > 1 and every > 0 and step % every == 0
+        self.pace.end_step()
+        self.pulse.own_s = self.pace.last_s
         spent = {name: round(seconds, 6) for name, seconds in self.waited.items() if seconds}
         self._ledger("step", step=step, **({} if self.made else {"made": False}), **spent)
         self.waited = dict.fromkeys(self.waited, 0.0)
@@ -321,11 +328,9 @@ class Guard:
             return None
         began = time.perf_counter()
         _, seal = self.saver.newest
-        said = self.peers.gather((seal.hash, list(self.own)))
-        comparison = Comparison(key=self.due, hashes=[h for h, _ in said], parts=self.peers.all_parts)
+        comparison = Comparison(key=self.due, hashes=self.peers.gather(seal.hash), parts=self.peers.all_parts)
         self.due = None
         verdict = self._weigh(comparison)
-        self._stragglers({rank: own for rank, (_, own) in enumerate(said)})
         self.waited["checking"] += time.perf_counter() - began
         return verdict
 
@@ -354,13 +359,17 @@ class Guard:
                 nodes.note(self.out, node, "corruption")
                 self._ledger("accused", rank=rank, node=node, step=step, kind="corruption")
 
-    def _stragglers(self, own: dict[int, list[float]]) -> None:
+    def _look_for_slow_ones(self) -> None:
+        if not self.paces_due:
+            return
+        self.paces_due, began = False, time.perf_counter()
+        own_s, usual_s = zip(*self.peers.gather((list(self.pace.own), self.pace.usual_s)))
+        self.waited["checking"] += time.perf_counter() - began
         if self.peers.rank != 0:
             return
-        scores = self.settings.straggler.scores(own)
-        for rank in self.settings.straggler.slow(own):
+        for rank, score in slow(self.settings.straggler, own_s, usual_s, self.peers.stages).items():
             node = self.peers.nodes[rank]
-            self._ledger("slow", rank=rank, node=node, score=round(scores[rank], 3))
+            self._ledger("slow", rank=rank, node=node, score=round(score, 3))
             nodes.note(self.out, node, "slow")
 
     def _wait(self, what: str, action: Callable[[], None]) -> None:

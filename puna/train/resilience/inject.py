@@ -7,7 +7,8 @@ their own. The time of each is written to `injected.jsonl`, from which detection
 
     kill    SIGKILL to itself                    stop    SIGSTOP to itself        hang   waits for ever
     raise   an exception                         abort   os.abort                 oom    takes memory until it is killed
-    slow    `seconds` more in each of `steps`    flip    a bit of a gradient, after the ranks exchanged them
+    slow    `seconds` more in each of `steps`, in its forward pass
+    flip    a bit of a gradient, after the ranks exchanged them
     nan     the batch of one step, computed once or (with "stays") whenever that step comes
     flipped, truncated, missing   the newest state on disk is damaged, this node's memory is lost, and the rank dies
 """
@@ -31,6 +32,7 @@ PLAN, DONE = "faults.json", "injected.jsonl"
 PLANNED = ("kill", "stop", "hang", "raise", "abort", "oom", "slow", "flip", "nan", "flipped", "truncated", "missing")
 
 _plan: list[dict[str, Any]] = []
+_now = -1  # the step that is being made
 _folder = Path()
 
 
@@ -51,7 +53,27 @@ def prepare(out: Path) -> None:
 def planned(out: Path, parts: Sequence[torch.nn.Module]) -> Callable[[int, str], None] | None:
     """What a guard is to call at each beat of a run with a plan; None for one without."""
     prepare(out)
-    return (lambda step, phase: at(step, phase, torch.nn.ModuleList(parts))) if _plan else None
+    model = torch.nn.ModuleList(parts)
+    if any(_is_mine(fault, "slow") for fault in _plan):
+        slow_down(model)
+    return (lambda step, phase: at(step, phase, model)) if _plan else None
+
+
+def slow_down(model: torch.nn.Module) -> None:
+    """Let a forward take longer in the steps for which that is planned: a bit in each layer, between the exchanges."""
+    leaves = [module for module in model.modules() if next(module.children(), None) is None]
+
+    def rest(*_: Any) -> None:
+        for fault in _plan:
+            if _is_mine(fault, "slow") and fault["step"] <= _now < fault["step"] + fault.get("steps", 1 << 30):
+                time.sleep(fault["seconds"] / len(leaves))
+
+    for leaf in leaves:
+        leaf.register_forward_pre_hook(rest)
+
+
+def _is_mine(fault: dict[str, Any], kind: str) -> bool:
+    return fault["kind"] == kind and fault["rank"] == int(os.environ.get("RANK", "0"))
 
 
 def happened(out: Path) -> list[dict[str, Any]]:
@@ -61,13 +83,11 @@ def happened(out: Path) -> list[dict[str, Any]]:
 
 
 def at(step: int, phase: str, model: torch.nn.Module) -> None:
-    """Called by a rank in `phase` of `step`: `compute` before its forward, `update` when gradients are exchanged."""
-    rank = int(os.environ.get("RANK", "0"))
+    """Called by a rank in `phase` of `step`: `backward` before its forward, `update` when gradients are exchanged."""
+    global _now
+    _now, rank = step, int(os.environ.get("RANK", "0"))
     for fault in _plan:
-        if fault["kind"] == "slow" and fault["rank"] == rank and phase == "compute":
-            if fault["step"] <= step < fault["step"] + fault.get("steps", 1 << 30):
-                time.sleep(fault["seconds"])
-        elif _is_due(fault, step, rank) and phase == fault.get("phase", _phase(fault["kind"])):
+        if _is_due(fault, step, rank) and phase == fault.get("phase", _phase(fault["kind"])):
             _mark(fault)
             _do(fault, model)
 
@@ -85,7 +105,7 @@ def spoil(step: int, batch: torch.Tensor) -> torch.Tensor:
 
 
 def _phase(kind: str) -> str:
-    return "update" if kind == "flip" else "compute"
+    return "update" if kind == "flip" else "backward"
 
 
 def _is_due(fault: dict[str, Any], step: int, rank: int) -> bool:

@@ -24,8 +24,10 @@ class Peers:
     parts: int = 1
     replica: int = 0
     replicas: int = 1
+    stages: tuple[int, ...] = ()  # rank -> stage of a pipeline: ranks of one stage do the same work
 
     def __post_init__(self) -> None:
+        self.stages = self.stages or (0,) * self.world
         self.node = node_name()
         self.group = dist.new_group(backend="gloo") if self.world > 1 else None
         self.nodes = self.gather(self.node)
@@ -37,9 +39,9 @@ class Peers:
         replicas = layout.replicate if layout else 1
         parts = placement.world // replicas
         replica, part = divmod(placement.rank, parts)
-        return cls(
-            rank=placement.rank, world=placement.world, part=part, parts=parts, replica=replica, replicas=replicas
-        )
+        stages = tuple(layout.coordinates(rank)["pipeline"] for rank in range(placement.world)) if layout else ()
+        place = {"part": part, "parts": parts, "replica": replica, "replicas": replicas}
+        return cls(rank=placement.rank, world=placement.world, stages=stages, **place)
 
     @classmethod
     def replicated(cls) -> "Peers":
