@@ -154,8 +154,11 @@ def _convert(annotation: Any, value: Any, name: str) -> Any:
         return _convert_dataclass(annotation, value, name)
     origin = typing.get_origin(annotation)
     if origin is tuple and isinstance(value, list | tuple):
-        element = typing.get_args(annotation)[0]
-        return tuple(_convert(element, v, f"{name}[{i}]") for i, v in enumerate(value))
+        first, *others = typing.get_args(annotation)
+        elements = [first] * len(value) if others == [...] else [first, *others]
+        if len(elements) != len(value):
+            raise ConfigError(f"{name}={value!r} is not accepted", hint=f"expected {len(elements)} values")
+        return tuple(_convert(e, v, f"{name}[{i}]") for i, (e, v) in enumerate(zip(elements, value)))
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         element = (typing.get_args(annotation) or (str, Any))[1]
         return {str(k): _convert(element, v, f"{name}.{k}") for k, v in value.items()}

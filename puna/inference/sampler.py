@@ -21,16 +21,19 @@ import torch
 from torch import Tensor
 
 from puna.chat import Sampling
-from puna.config import require
+from puna.config import from_json, require
 from puna.kernels.top import likeliest
 
 MOST_LOGPROBS = 20  # OpenAI's limit
 _FEW = 256  # candidates that mostly hold top_p of the probability; sorting the whole vocabulary costs five times more
+_MOST = 1e6  # of a penalty or bias: sums stay far from the largest float32
+_LEAST = 1e-20  # of temperature and top_p: what is smaller means the same, and a logit over it is still a float32
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def check(sampling: Sampling) -> None:
-    """Raises `ConfigError` for a value out of range."""
+    """Raises `ConfigError` for a value of a wrong type or out of range."""
+    from_json(Sampling, vars(sampling))
     s = sampling
     require(
         0 <= s.temperature < math.inf,
@@ -42,13 +45,16 @@ def check(sampling: Sampling) -> None:
     require(0 <= s.min_p <= 1, f"min_p={s.min_p} must be between 0 and 1", hint="0 switches it off")
     require(s.max_tokens >= 0, f"max_tokens={s.max_tokens} must not be negative")
     require(s.min_tokens >= 0, f"min_tokens={s.min_tokens} must not be negative")
-    positive = 0 < s.repetition_penalty < math.inf
-    require(positive, f"repetition_penalty={s.repetition_penalty} must be positive", hint="1 switches it off")
+    bounds = f"must be from {1 / _MOST:g} to {_MOST:g}"
+    penalty = s.repetition_penalty
+    require(1 / _MOST <= penalty <= _MOST, f"repetition_penalty={penalty} {bounds}", hint="1 switches it off")
     for name in ("presence_penalty", "frequency_penalty"):
         value = getattr(s, name)
-        require(math.isfinite(value), f"{name}={value} must be a number", hint="0 switches it off")
+        require(abs(value) <= _MOST, f"{name}={value} must be from {-_MOST:g} to {_MOST:g}", hint="0 switches it off")
     for token, bias in s.logit_bias:
-        require(token >= 0 and not math.isnan(bias), f"logit_bias: {bias} for token {token} is no bias for a token")
+        fine = token >= 0 and (abs(bias) <= _MOST or bias == -math.inf)
+        hint = f"from {-_MOST:g} to {_MOST:g}, or -inf, which bans the token"
+        require(fine, f"logit_bias: {bias} for token {token} is no bias for a token", hint=hint)
     for name in ("logprobs", "prompt_logprobs"):
         value = getattr(s, name)
         require(value is None or 0 <= value <= MOST_LOGPROBS, f"{name}={value}: at most {MOST_LOGPROBS} are reported")
@@ -78,8 +84,8 @@ class Rows:
 
         return cls(
             seeds=np.array([s.seed & (2**64 - 1) for s in settings], dtype=np.uint64),
-            temperature=column([s.temperature or 1.0 for s in settings]),
-            top_p=column([s.top_p for s in settings]),
+            temperature=column([max(s.temperature, _LEAST) for s in settings]),
+            top_p=column([max(s.top_p, _LEAST) for s in settings]),
             top_k=column([s.top_k or vocab_size for s in settings]),
             min_p=column([s.min_p for s in settings]),
             greedy=rows("greedy"),

@@ -93,3 +93,27 @@ def test_uniform_numbers_are_uniform_and_independent_between_seeds_and_counts():
 def test_a_setting_out_of_range_is_an_error_that_shows_it(wrong):
     with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):
         sampler.check(Sampling(**wrong))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_tokens": "5"}, {"temperature": None}, {"temperature": True}, {"top_k": 2.5}, {"seed": 1.5}, {"stop": "end"},
+        {"ignore_end": "no"}, {"logit_bias": {5: 1.0}}, {"logit_bias": ((1.5, 1.0),)}, {"logit_bias": ((1, "a"),)},
+        {"logit_bias": ((1, np.inf),)}, {"repetition_penalty": 1e300}, {"presence_penalty": -1e300}, {"logprobs": 2.5},
+    ],
+)  # fmt: skip
+def test_a_setting_of_a_wrong_type_or_beyond_all_numbers_is_refused_with_what_is_accepted(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))) as caught:
+        sampler.check(Sampling(**wrong))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "tiny", [{"temperature": 1e-38}, {"temperature": 5e-324}, {"top_p": 1e-46, "temperature": 1.0}]
+)
+@pytest.mark.parametrize("more", [{}, {"top_k": 5}, {"min_p": 0.1}])
+def test_the_smallest_temperature_or_top_p_takes_the_likeliest_token(tiny, more):
+    logits = torch.randn(4, V, generator=torch.Generator().manual_seed(3)) * 30
+    settings = [Sampling(**tiny, **more, seed=seed) for seed in range(4)]
+    assert draw(logits, Rows.of(settings, V), [0] * 4)[0] == logits.argmax(-1).tolist()
