@@ -41,9 +41,8 @@ class Drawing:
     def prompt(self, sequence: Sequence, start: int, logits: Tensor) -> None:
         """Note the log-probabilities of the prompt's tokens from `start` + 1 on; `logits` (T, V) came before them."""
         targets = sequence.tokens[start + 1 : min(start + 1 + len(logits), sequence.prompt_length)]
-        if len(sequence.prompt_choices) > start:  # it was preempted, and reads this again
-            return
-        for row, token in zip(logits, targets):
+        known = max(0, len(sequence.prompt_choices) - start)  # it was preempted, and reads these again
+        for row, token in zip(logits[known:], targets[known:]):
             logprob = float(row[token] - row.logsumexp(-1))
             top = self._likeliest(row, sequence.sampling.prompt_logprobs)
             sequence.prompt_choices.append(TokenChoice(token=token, data=self.text(token), logprob=logprob, top=top))

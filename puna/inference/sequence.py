@@ -157,14 +157,13 @@ class Sequence:
 
     def _cut(self) -> None:
         """A stop string was met: forget the tokens that lie behind the text."""
-        shown = len(self.text.text.encode())
-        end = 0
+        shown, decoded, decoder = len(self.text.text), 0, self.text.decoder()
         for keep, choice in enumerate(self.choices):
-            if end >= shown:
+            if decoded >= shown:
                 dropped = len(self.choices) - keep
                 del self.choices[keep:]
                 while self._ends and dropped:
                     self._ends.pop()
                     dropped -= 1
                 break
-            end += len(choice.data)
+            decoded += len(decoder.decode(choice.data, final=not choice.data))

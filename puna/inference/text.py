@@ -22,9 +22,14 @@ class TextStream:
     def __init__(self, stops: Sequence[str] = (), errors: str = "replace"):
         self.stopped = False
         self._stops = [stop for stop in stops if stop]
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors=errors)
+        self._errors = errors
+        self._decoder = self.decoder()
         self._shown: list[str] = []
         self._held = ""
+
+    def decoder(self) -> codecs.IncrementalDecoder:
+        """What turns such bytes into text, from their beginning."""
+        return codecs.getincrementaldecoder("utf-8")(errors=self._errors)
 
     @property
     def text(self) -> str:

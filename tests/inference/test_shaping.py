@@ -7,6 +7,7 @@ from worlds import WIDE, engine_of
 
 from puna.chat import Request, Sampling
 from puna.errors import ConfigError
+from puna.inference.drawing import Drawing
 from puna.inference.sequence import Sequence
 from puna.inference.shaping import shape
 from puna.model.llama import attend_with
@@ -111,6 +112,28 @@ def test_streamed_log_probabilities_never_run_ahead_of_the_text(engine):
     assert 0 < len(final.tokens) < len(whole.tokens) and final.text in whole.text
     before_last = b"".join(t.data for t in final.tokens[:-1]).decode(errors="replace")
     assert len(before_last) < len(final.text)
+
+
+def test_a_prompt_that_is_read_again_in_other_pieces_has_each_log_probability_once(tokenizer):
+    request = Request(prompt="", sampling=Sampling(prompt_logprobs=0))
+    sequence = Sequence(list(range(100, 120)), request, 5, set())
+    logits, drawing = torch.randn(20, 700, generator=torch.Generator().manual_seed(0)), Drawing(tokenizer)
+    for start, end in [(0, 8), (0, 5), (5, 13), (13, 20)]:  # preempted after the first
+        drawing.prompt(sequence, start, logits[start:end])
+    expected = logits.log_softmax(-1)[range(19), range(101, 120)]
+    assert [c.token for c in sequence.prompt_choices] == list(range(101, 120))
+    assert torch.allclose(torch.tensor([c.logprob for c in sequence.prompt_choices]), expected, atol=1e-5)
+
+
+def test_the_tokens_of_an_answer_end_with_its_text_also_where_bytes_are_no_utf8(tokenizer):
+    sampling = Sampling(stop=("so",), logprobs=0)
+    sequence = Sequence([1], Request(prompt="", sampling=sampling), 20, set())
+    spelled = [b"\xff", b"\xe6\x9d", b"\xb1", b"\xe6", b"be", b"ja", b" s", b"o"]
+    for token, data in enumerate(spelled):
+        sequence.append(token, -1.0, data)
+    assert sequence.finish == "stop" and sequence.text.text == "\ufffd東\ufffdbeja "
+    assert [c.data for c in sequence.choices] == spelled[:7]
+    assert [t for p in sequence.fresh for t in p.tokens] + list(sequence.rest()) == sequence.choices
 
 
 @pytest.mark.parametrize(
