@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from puna.chat import Completion, Continuation, Message, Request
+from puna.chat import Completion, Continuation, Message, Request, Structure
 from puna.config import require
 from puna.errors import DataError
 from puna.inference import sampler, scoring
@@ -151,19 +151,29 @@ class Engine:
             self._abandon(sequences)
         return [self._completion(request, sequence) for request, sequence in zip(requests, sequences)]
 
-    def stream(self, request: Request) -> Iterator[Piece]:
+    def stream(self, request: Request, *, patient: bool = True) -> Iterator[Piece]:
         """The answer as it is made: pieces of text, never half a character and never part of a stop string.
 
-        The last piece has the completion. Closing the iterator ends the request. Raises `ContextError`, and when the
+        The last piece has the completion. Closing the iterator ends the request. Who is not `patient`, since he serves
+        others meanwhile, gets a piece without text after a step that brought none. Raises `ContextError`, and when the
         first piece is asked for `BusyError`.
         """
-        return self._pieces(request, self._sequence(request))
+        return self._pieces(request, self._sequence(request), patient)
 
-    def _pieces(self, request: Request, sequence: Running) -> Iterator[Piece]:
+    def check_form(self, structure: Structure) -> None:
+        """Raises `DataError` for a form that no answer can have; requests with a form that was checked begin at once."""
+        self._forms.matcher(structure)
+
+    def _pieces(self, request: Request, sequence: Running, patient: bool) -> Iterator[Piece]:
         try:
             self._submit([sequence])
             while not sequence.done:
-                self._turns.until(lambda: bool(sequence.fresh) or sequence.done)
+                made = self._turns.made
+                self._turns.until(
+                    lambda n=made: sequence.fresh or sequence.done or (self._turns.made > n and not patient)
+                )
+                if not sequence.fresh and not sequence.done:
+                    yield Piece("")
                 while sequence.fresh and not sequence.done:
                     yield sequence.fresh.popleft()
             completion = self._completion(request, sequence)
@@ -198,6 +208,7 @@ class Engine:
     def _sequence(self, request: Request) -> Running:
         """The request, checked and ready to be queued."""
         sampler.check(request.sampling)
+        require(isinstance(request.priority, int), f"priority={request.priority!r} is no whole number")
         strange = next((t for t, _ in request.sampling.logit_bias if t >= self.tokenizer.vocab_size), None)
         require(strange is None, f"logit_bias: there is no token {strange}; ids go to {self.tokenizer.vocab_size - 1}")
         if request.prompt is None and not request.dialog:

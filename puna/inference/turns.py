@@ -12,8 +12,9 @@ class Turns:
         self._step = step
         self._changed = threading.Condition()
         self._stepping = False
+        self.made = 0  # steps so far
 
-    def until(self, reached: Callable[[], bool]) -> None:
+    def until(self, reached: Callable[[], object]) -> None:
         """Make steps until `reached()`, or wait while another thread makes them."""
         while True:
             with self._changed:
@@ -27,6 +28,7 @@ class Turns:
             finally:
                 with self._changed:
                     self._stepping = False
+                    self.made += 1
                     self._changed.notify_all()
 
     @contextmanager

@@ -172,10 +172,11 @@ class Conversation:
         names = custom_names(self.tools) if self.tools_on else None
         speech = Speech(names, self.engine.format.reader(names))
         said = ""
-        pieces = self.engine.stream(request)
+        pieces = self.engine.stream(request, patient=False)  # so that it can be stopped while the question is read
         try:
             for piece in pieces:
-                clock.tick()
+                if piece.text or piece.completion:
+                    clock.tick()
                 text = speech.finish(piece.completion)[0] if piece.completion else speech.say(piece.text)
                 if text:
                     said += text

@@ -3,9 +3,9 @@
     submit -> waiting (bounded, first come first served) -> active (at most `slots`) -> done
                                   each round: one piece for every active request, in turn
 
-Nobody waits for somebody else's whole answer: a short question that arrives during a long one is answered meanwhile.
-Taking a piece makes a step of the engine, and a step draws a token for every active request, so all of them run as one
-batch. Pieces reach the event loop of the server through
+Nobody waits for somebody else's whole answer, or for his prompt to be read: a short question that arrives during a long
+one is answered meanwhile. Taking a piece makes a step of the engine at most, and a step draws a token for every active
+request, so all of them run as one batch. Pieces reach the event loop of the server through
 `call_soon_threadsafe`; a client that goes away cancels its ticket, and the next round closes the engine's iterators.
 """
 
@@ -149,7 +149,7 @@ class _Active:
         self._pieces: Iterator[Any] = _pieces(engine, ticket.requests[index])
 
     def step(self) -> bool:
-        """Take one piece and hand it on; False when this request is over."""
+        """Take one piece and hand it on, unless a step brought none; False when this request is over."""
         if self.ticket.cancelled:
             self._pieces.close()
             return False
@@ -162,7 +162,8 @@ class _Active:
         except Exception:
             log.exception("the engine failed on a request")
             return self.end(ApiError(500, "the model failed on this request", kind="server_error"))
-        self.ticket.deliver(self.index, piece)
+        if piece.text or piece.tokens or piece.completion is not None:
+            self.ticket.deliver(self.index, piece)
         if piece.completion is not None:
             self._pieces.close()
         return piece.completion is None
@@ -175,7 +176,7 @@ class _Active:
 
 def _pieces(engine: Any, request: Request) -> Iterator[Any]:
     """The engine's stream as a generator, so that an error in starting it surfaces where pieces are taken."""
-    yield from engine.stream(request)
+    yield from engine.stream(request, patient=False)
     raise RuntimeError("the engine's stream ended without a completion")
 
 

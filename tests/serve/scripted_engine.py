@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from puna.chat import Completion, Request
+from puna.chat import Completion, Request, Structure
 from puna.tokenizer.bpe import Tokenizer
 from puna.tokenizer.dialog import PYTHON_TAG
 from puna.tokenizer.formats import dialog_format
@@ -43,7 +43,7 @@ class ScriptedEngine:
             return len([self.tokenizer.bos, *self.tokenizer.encode(request.prompt)])
         return len(self.format.render(request.dialog).ids)
 
-    def stream(self, request: Request) -> Iterator[Piece]:
+    def stream(self, request: Request, *, patient: bool = True) -> Iterator[Piece]:
         self.seen.append(request)
         ids, spelled = self._script(self.answer(request)), []
         limit = request.sampling.max_tokens
@@ -58,6 +58,9 @@ class ScriptedEngine:
         except GeneratorExit:
             self.closed.set()
             raise
+
+    def check_form(self, structure: Structure) -> None:
+        """Any form will do: none is followed."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [list(self.stream(request))[-1].completion for request in requests]

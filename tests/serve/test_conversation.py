@@ -113,7 +113,7 @@ def test_a_message_that_cannot_fit_is_refused_and_the_conversation_stays():
 
 def test_a_failing_engine_leaves_the_conversation_as_it_was():
     class Failing(ScriptedEngine):
-        def stream(self, request):
+        def stream(self, request, **_):
             yield from list(super().stream(request))[:3]
             raise RuntimeError("lost")
 

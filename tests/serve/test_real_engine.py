@@ -1,5 +1,7 @@
 """The server and the conversation over the real engine, with a random model that knows only bytes."""
 
+import asyncio
+
 import openai
 import pytest
 
@@ -9,6 +11,7 @@ from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
 from puna.serve.calls import prompt_tokens
 from puna.serve.conversation import Conversation, Ended, Said
+from puna.serve.worker import Worker
 from puna.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "héllo"}]
@@ -109,3 +112,38 @@ def test_an_engine_that_is_full_is_a_server_that_is_busy(engine, client):
     assert (caught.value.status_code, caught.value.code) == (503, "overloaded")
     held.close()
     assert connected.completions.create(model="tiny", prompt="b").choices
+
+
+def test_a_long_prompt_that_is_read_holds_nobodys_answer_back_and_can_be_given_up():
+    tokenizer = Tokenizer({bytes([i]): i for i in range(256)})
+    config = LlamaConfig(
+        dim=32, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, ffn_dim=32, vocab_size=tokenizer.vocab_size, context=4096
+    )  # fmt: skip
+    engine = Engine(Llama(config).init_weights(seed=0), tokenizer, step_tokens=4)
+    read = []  # of the long prompt, when pieces of the short answer come
+
+    async def talk() -> None:
+        worker = Worker(engine)
+        short = worker.submit([Request(prompt="y", sampling=Sampling(max_tokens=40, ignore_end=True))])
+        long = None
+        async for _ in short:
+            long = long or worker.submit([Request(prompt="x" * 4000, sampling=Sampling(max_tokens=1))])
+            read.append(max((s.cached for s in engine._scheduler.running if s.prompt_length > 4000), default=0))
+        long.cancel()
+        while worker.active:
+            await asyncio.sleep(0.001)
+        worker.close()
+
+    asyncio.run(asyncio.wait_for(talk(), 60))
+    assert len(set(read)) > 10 and max(read) < 4000
+    assert engine._cache.free == engine._cache.blocks
+
+
+def test_a_form_that_cannot_be_is_refused_before_a_stream_begins(engine, client):
+    pytest.importorskip("llguidance")
+    connected = client(engine)
+    for schema in ({"$ref": "#"}, {"type": "integer", "minimum": 2, "maximum": 1}):
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        with pytest.raises(openai.BadRequestError) as caught:
+            connected.chat.completions.create(model="tiny", messages=HELLO, response_format=form, stream=True)
+        assert caught.value.param == "response_format" and "\n" not in caught.value.body["message"]

@@ -189,7 +189,7 @@ def test_a_full_queue_is_answered_with_503_and_a_time_to_return(serve):
     held = threading.Event()
 
     class Held(ScriptedEngine):
-        def stream(self, request):
+        def stream(self, request, **_):
             held.wait(20)
             yield from super().stream(request)
 
@@ -213,7 +213,7 @@ class Failing(ScriptedEngine):
         super().__init__(echo)
         self.error, self.after = error, after
 
-    def stream(self, request):
+    def stream(self, request, **_):
         for piece, _ in zip(super().stream(request), range(self.after)):
             yield piece
         raise self.error
