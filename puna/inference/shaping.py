@@ -18,6 +18,7 @@ from collections.abc import Sequence as Tokens
 import torch
 from torch import Tensor
 
+from puna.errors import DataError
 from puna.inference.sequence import Sequence
 
 
@@ -30,7 +31,10 @@ def needs_shaping(sequence: Sequence) -> bool:
 
 
 def shape(logits: Tensor, sequence: Sequence, guessed: Tokens[int] = ()) -> Tensor:
-    """`logits` (V,) as the request wants them, after the tokens of `sequence` and then those `guessed`; a new tensor."""
+    """`logits` (V,) as the request wants them, after the tokens of `sequence` and then those `guessed`; a new tensor.
+
+    Raises `DataError` where they leave nothing to draw, or the form became too complex.
+    """
     s = sequence.sampling
     logits = logits.clone()
     if s.repetition_penalty != 1:
@@ -50,9 +54,11 @@ def shape(logits: Tensor, sequence: Sequence, guessed: Tokens[int] = ()) -> Tens
         logits = logits.clone()
         logits[_ids(sequence.stop_ids, logits)] = -torch.inf
     if sequence.matcher is not None:
-        allowed = sequence.matcher.allowed(len(logits)).to(logits.device)
+        allowed = sequence.matcher.allowed(len(logits), guessed).to(logits.device)
         formed = logits.masked_fill(~allowed, -torch.inf)
         logits = formed if formed.isfinite().any() else before.masked_fill(~allowed, -torch.inf)
+    if s.logit_bias and not logits.isfinite().any():
+        raise DataError("no token is left to draw: logit_bias bans all that may come here")
     return logits
 
 

@@ -130,10 +130,16 @@ def _request(fields: Fields, engine: Any, *, dialog: Dialog = (), **wanted: Any)
     """A request without a prompt, drawn as the call says and with the log-probabilities `wanted`."""
     drawn = settings.sampling(fields, engine.tokenizer.vocab_size)
     fields.ignore(*SERVICE_FIELDS)
+    structure = settings.structure(fields)
+    if structure is not None:
+        try:
+            engine.check_form(structure)
+        except PunaError as error:
+            refuse(str(error), "response_format")
     return Request(
         dialog=dialog,
         sampling=dataclasses.replace(drawn, **wanted),
-        structure=settings.structure(fields),
+        structure=structure,
         owner=settings.owner(fields),
     )
 
