@@ -3,11 +3,12 @@
     Host      on loopback, a page of some other site that points its own name at 127.0.0.1 (DNS rebinding) is refused
     Origin    a browser on another site's page is refused; there is no CORS
     key       with --api-key, everything but the page itself and /health needs `Authorization: Bearer KEY`
-    body      read up to `MAX_BODY_BYTES`, no further
+    body      read up to `MAX_BODY_BYTES`, no further, and for `BODY_S` seconds, no longer (`patience.py`: the head)
 
 The gate is plain ASGI around the application: it adds nothing to the path of a streamed answer.
 """
 
+import asyncio
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -21,6 +22,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_BODY_BYTES = 4 << 20
+BODY_S = 60.0
 OPEN_PATHS = ("/", "/health")
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -94,7 +96,16 @@ def is_local_name(header: str, bound: str) -> bool:
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The whole request body. Raises `ApiError` (413) as soon as it is too long."""
+    """The whole request body. Raises `ApiError`: 413 as soon as it is too long, 408 if it does not come to its end."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await _whole(receive)
+    except TimeoutError:
+        late = {"Connection": "close"}
+        raise ApiError(408, f"the body did not come in {BODY_S:g} s", code="body_too_slow", headers=late) from None
+
+
+async def _whole(receive: Receive) -> bytes:
     chunks, size, more = [], 0, True
     while more:
         message = await receive()

@@ -42,6 +42,8 @@ try:
     from fastapi import FastAPI, Request, Response
     from fastapi.responses import JSONResponse, PlainTextResponse
     from starlette.exceptions import HTTPException
+
+    from puna.serve.patience import Patient
 except ImportError as error:
     raise MissingExtra(error.name or "fastapi", "serve") from None
 
@@ -113,19 +115,25 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(face: "Face", listener: socket.socket, *, host: str, api_key: str | None = None) -> None:
     """Serve on a listening socket until the process is interrupted or terminated."""
-    config = uvicorn.Config(
-        face.behind_gate(host, api_key),
+    config = settings_of(face.behind_gate(host, api_key))
+    shown = f"[{host}]" if ":" in host else host
+    log.info(f"{face.name} answers at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)")
+    _Server(config, face.worker).run(sockets=[listener])
+    face.worker.close()
+    log.info("stopped")
+
+
+def settings_of(app: Gate) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        http=Patient,
         log_level="warning",
         access_log=False,
         lifespan="off",
         server_header=False,
         timeout_graceful_shutdown=5,
     )
-    shown = f"[{host}]" if ":" in host else host
-    log.info(f"{face.name} answers at http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)")
-    _Server(config, face.worker).run(sockets=[listener])
-    face.worker.close()
-    log.info("stopped")
 
 
 class _Server(uvicorn.Server):

@@ -25,14 +25,16 @@ def running(
 ) -> Iterator[Running]:
     import uvicorn
 
-    from puna.serve.http import Face, listen
+    from puna.serve.http import Face, listen, settings_of
     from puna.serve.worker import Worker
 
     listener = listen("127.0.0.1", 0)
     examples = ["Who lives in Tarma?", "What is 12 * (3 + 4)?"]
     face = Face(engine, name="tiny", examples=examples, tools=tools, worker=Worker(engine, **settings))
     app = face.behind_gate("127.0.0.1", api_key)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1))
+    config = settings_of(app)
+    config.timeout_graceful_shutdown = 1
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

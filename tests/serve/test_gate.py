@@ -162,3 +162,23 @@ def test_an_interrupted_server_ends_its_answers_and_itself_in_one_line(sent):
 def test_the_socket_is_loopback_only_by_default():
     with listen("127.0.0.1", 0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1" and listener.family == socket.AF_INET
+
+
+def answer_to(server, sent: bytes, wait_s: float = 10.0) -> bytes:
+    """What a connection that sends only that gets before it is closed."""
+    port = int(server.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=wait_s) as connection:
+        connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def test_a_connection_that_does_not_say_what_it_wants_is_closed(serve, monkeypatch):
+    monkeypatch.setattr("puna.serve.patience.HEAD_S", 0.3)
+    monkeypatch.setattr("puna.serve.gate.BODY_S", 0.3)
+    server = serve(ScriptedEngine(echo, pause_s=0.05))
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    assert answer_to(server, b"") == answer_to(server, head) == b""
+    assert b" 408 " in answer_to(server, head + b"Content-Length: 100\r\n\r\n{")
+    assert answer_to(server, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /he").count(b"HTTP/1.1") == 1
+    answer = httpx.post(server.url + "/v1/chat/completions", json=CHAT, trust_env=False)  # takes 0.8 s
+    assert answer.status_code == 200 and answer.elapsed.total_seconds() > 0.5

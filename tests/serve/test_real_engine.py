@@ -120,22 +120,25 @@ def test_a_long_prompt_that_is_read_holds_nobodys_answer_back_and_can_be_given_u
         dim=32, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, ffn_dim=32, vocab_size=tokenizer.vocab_size, context=4096
     )  # fmt: skip
     engine = Engine(Llama(config).init_weights(seed=0), tokenizer, step_tokens=4)
-    read = []  # of the long prompt, when pieces of the short answer come
+    read = set()  # of the long prompt, when pieces of the other answer come
 
     async def talk() -> None:
         worker = Worker(engine)
-        short = worker.submit([Request(prompt="y", sampling=Sampling(max_tokens=40, ignore_end=True))])
+        other = worker.submit([Request(prompt="y", sampling=Sampling(max_tokens=4000, ignore_end=True))])
         long = None
-        async for _ in short:
+        async for _ in other:
             long = long or worker.submit([Request(prompt="x" * 4000, sampling=Sampling(max_tokens=1))])
-            read.append(max((s.cached for s in engine._scheduler.running if s.prompt_length > 4000), default=0))
+            read.update(s.cached for s in engine._scheduler.running if s.prompt_length > 4000)
+            if len(read) > 5:
+                break
         long.cancel()
+        other.cancel()
         while worker.active:
             await asyncio.sleep(0.001)
         worker.close()
 
     asyncio.run(asyncio.wait_for(talk(), 60))
-    assert len(set(read)) > 10 and max(read) < 4000
+    assert len(read) > 5 and max(read) < 4000
     assert engine._cache.free == engine._cache.blocks
 
 
