@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.inference.adapters import Adapter
-from puna.inference.intake import Source, in_memory, open_source, read_network
+from puna.inference.intake import Numbers, Source, in_memory, open_source, read_network
 from puna.inference.pool import cache_blocks, memory_of
 from puna.inference.spans import Span, Window
 from puna.kernels import native
@@ -52,22 +52,27 @@ class NativeRunner:
     ):
         c = self.config = source.config
         self.network = read_network(source, threads)
-        self._kind = "int8" if kv == "int8" else "bfloat16" if source.codes else _KINDS[source.dtype]
+        self._kind = "int8" if kv == "int8" else "bfloat16" if source.codes else _KINDS[source.numbers.dtype]
         memory = memory_of(torch.device("cpu"))
         self.blocks = blocks or cache_blocks(c, self._new_cache(1).block_bytes, cache_bytes, memory)
         self.cache = self._new_cache(self.blocks)
         self._scoring: native.Cache | None = None
 
     @classmethod
-    def load(cls, path: Path, *, dtype: torch.dtype = torch.float32, **settings: object) -> "NativeRunner":
-        """The runner for the checkpoint at `path`, of any format. Raises `ArtifactError`."""
-        with open_source(Path(path), dtype) as source:
+    def load(
+        cls, path: Path, *, dtype: torch.dtype = torch.float32, packed: bool = True, **settings: object
+    ) -> "NativeRunner":
+        """The runner for the checkpoint at `path`, of any format. Raises `ArtifactError`.
+
+        `packed` keeps bfloat16 in 12 bits: the same logits, sooner.
+        """
+        with open_source(Path(path), Numbers(dtype, packed)) as source:
             return cls(source, **settings)
 
     @classmethod
-    def of(cls, model: Llama, **settings: object) -> "NativeRunner":
+    def of(cls, model: Llama, *, packed: bool = True, **settings: object) -> "NativeRunner":
         """The runner for a model in memory, which stays as it is."""
-        return cls(in_memory(model), **settings)
+        return cls(in_memory(model, packed), **settings)
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
         """Logits (sum of wanted, V) float32; see `spans.Runner`."""

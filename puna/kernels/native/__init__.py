@@ -33,14 +33,14 @@ _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
 _FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
-_VERSION = 4  # of functions and layouts: `puna_version` in interface.cpp, changed together
+_VERSION = 5  # of functions and layouts: `puna_version` in interface.cpp, changed together
 _SIGNATURES = {
     "puna_version": (c_int, ()),
     "puna_instructions": (c_char_p, ()),
     "puna_choose": (c_int, (c_char_p,)),
     "puna_team": (c_void_p, (c_int,)),
     "puna_team_free": (None, (c_void_p,)),
-    "puna_matrix": (c_void_p, (c_int, c_int, c_int64, c_int64, c_int64)),
+    "puna_matrix": (c_void_p, (c_int, c_int, c_int, c_int64, c_int64, c_int64)),
     "puna_matrix_free": (None, (c_void_p,)),
     "puna_matrix_bytes": (c_int64, (c_void_p,)),
     "puna_matrix_floats": (c_int, (*_FILL, c_void_p, c_int)),
@@ -188,14 +188,16 @@ class Stored:
 class Matrix(_Owned):
     """Weights (rows, columns) of one kind: "float32", "bfloat16", "int8", "int6" or "int4"; integers with a group's size.
 
-    `floats` or `codes` fill it, whole or piece by piece.
+    `floats` or `codes` fill it, whole or piece by piece. A bfloat16 one may be `packed`: the same numbers, and the same
+    bits in every product, in three quarters of the memory (packed.h); its pieces begin at multiples of 64 rows.
     """
 
     _free = "puna_matrix_free"
 
-    def __init__(self, kind: str, rows: int, columns: int, group: int = 0, offsets: bool = False):
-        self.kind, self.rows, self.columns, self.group = kind, rows, columns, group
-        pointer = call("puna_matrix", _KINDS[kind], int(offsets), rows, columns, group)
+    def __init__(self, kind: str, rows: int, columns: int, group: int = 0, offsets: bool = False, packed: bool = False):
+        assert kind == "bfloat16" or not packed
+        self.kind, self.rows, self.columns, self.group, self.packed = kind, rows, columns, group, packed
+        pointer = call("puna_matrix", _KINDS[kind], int(offsets), int(packed), rows, columns, group)
         super().__init__(pointer, f"a matrix of {rows:,} x {columns:,}")
 
     @property
@@ -237,7 +239,7 @@ class Matrix(_Owned):
         self, what: str, team: "Team | Borrowed", data: Tensor | Stored, width: int, first: int, *more: int
     ) -> "Matrix":
         rows, columns = data.shape
-        assert columns == width and first % 16 == 0 and first + rows <= self.rows
+        assert columns == width and first % (64 if self.packed else 16) == 0 and first + rows <= self.rows
         order = None
         if isinstance(data, Stored):
             source = (None, data.file, data.begin)

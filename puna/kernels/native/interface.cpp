@@ -78,6 +78,17 @@ void place_floats(const Matrix& w, int64_t first, const Rows16& rows, int source
     for (int64_t step = 0; step < w.steps(); step++, to += 256) put(to, rows.at(4 * step), rows.count);
 }
 
+// Chunks of 64 rows: laid out in `room` and packed.
+void place_packed(const Matrix& w, int64_t first, const Rows16* blocks, int count, int source, std::vector<uint8_t>& room) {
+    Matrix plain = w;
+    plain.packed = false, plain.rows = CHUNK;
+    room.resize(plain.chunk_bytes() + 64);
+    plain.data = (uint8_t*)up((int64_t)room.data(), 64);
+    if (w.columns % 2 || count < 4 || blocks[3].count < LANES) memset(plain.data, 0, plain.chunk_bytes());
+    for (int b = 0; b < count; b++) place_floats(plain, b * LANES, blocks[b], source);
+    operations().pack(plain.data, plain.steps(), w.data + first / CHUNK * w.chunk_bytes());
+}
+
 // `count` codes of a group, which begin in each row at the byte `from`.
 void place_bytes(const Rows16& rows, int64_t from, int64_t count, uint8_t* to) {
     const int64_t whole = count / 4 * 4;
@@ -197,12 +208,31 @@ bool each16(Team* team, int64_t rows, const Rows& source, const Place& place) {
     return whole;
 }
 
+// The same for a packed matrix, 64 rows at a time.
+bool pack_rows(Team* team, const Matrix& w, int64_t first, int64_t rows, const Rows& source, int type) {
+    std::atomic<bool> whole{true};
+    team->run(1, [&](int) {
+        std::vector<uint8_t> rooms[4], room;
+        team->each(0, (rows + CHUNK - 1) / CHUNK, [&](int64_t c) {
+            Rows16 taken[4];
+            const int64_t left = std::min<int64_t>(CHUNK, rows - c * CHUNK);
+            const int blocks = (int)((left + LANES - 1) / LANES);
+            bool here = true;
+            for (int b = 0; b < blocks && here; b++)
+                here = source.take(c * CHUNK + b * LANES, (int)std::min<int64_t>(LANES, left - b * LANES), rooms[b], taken[b]);
+            if (here) place_packed(w, first + c * CHUNK, taken, blocks, type, room);
+            else whole = false;
+        });
+    });
+    return whole;
+}
+
 }  // namespace
 
 #define API extern "C" __attribute__((visibility("default")))
 
 // Which functions and layouts these are; Python refuses a library that was built from another version of these files.
-API int puna_version() { return 4; }
+API int puna_version() { return 5; }
 
 API const char* puna_instructions() {  // names, best first, one to a line; the first line is the one in use
     static std::string names;
@@ -217,11 +247,16 @@ API Team* puna_team(int threads) { return new Team(threads); }
 API void puna_team_free(Team* team) { delete team; }
 
 // --------------------------------------------------------------------------------------------------------- matrices
-API Matrix* puna_matrix(int kind, int offsets, int64_t rows, int64_t columns, int64_t group) {
+// packed: of bfloat16; it then takes rows from multiples of 64 on, and memory for what it holds.
+API Matrix* puna_matrix(int kind, int offsets, int packed, int64_t rows, int64_t columns, int64_t group) {
     auto w = new Matrix;
-    w->kind = (Kind)kind, w->offsets = offsets, w->rows = rows, w->columns = columns, w->group = group;
+    w->kind = (Kind)kind, w->offsets = offsets, w->packed = packed;
+    w->rows = rows, w->columns = columns, w->group = group;
     w->mapped = (size_t)(w->chunks() * w->chunk_bytes()) + 64;
     w->data = reserve(w->mapped);
+#if defined(MADV_NOHUGEPAGE)
+    if (w->data && packed) madvise(w->data, w->mapped, MADV_NOHUGEPAGE);  // what is left of a chunk's room stays untouched
+#endif
     if (w->data) return w;
     delete w;
     return nullptr;
@@ -230,12 +265,22 @@ API void puna_matrix_free(Matrix* w) {
     munmap(w->data, w->mapped);
     delete w;
 }
-API int64_t puna_matrix_bytes(const Matrix* w) { return (int64_t)w->mapped; }
+API int64_t puna_matrix_bytes(const Matrix* w) {
+    if (!w->packed) return (int64_t)w->mapped;
+    int64_t bytes = 0;
+    for (int64_t c = 0; c < w->chunks(); c++) {
+        const auto& head = *(const PackedHead*)w->chunk(c);
+        const int64_t packed = w->steps() * PACKED_STEP + (head.odds + 1) * (int64_t)sizeof(Odd);
+        bytes += HEAD + (head.plain ? 4 * w->block_bytes() : packed);
+    }
+    return bytes;
+}
 // Each of these takes n rows for w's rows from `first` on, a multiple of 16: from `data`, or, if that is null, from `file`
 // at `begin`. `order` (n) says which row there is which row here; null: the same. False if the file ended.
 API int puna_matrix_floats(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,
                            const int64_t* order, int source) {
     const Rows rows{data, file, begin, w->columns * (source == FROM_FLOAT ? 4 : 2), order};
+    if (w->packed) return pack_rows(team, *w, first, n, rows, source);
     return each16(team, n, rows, [&](int64_t row, const Rows16& r) { place_floats(*w, first + row, r, source); });
 }
 API int puna_matrix_codes(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,

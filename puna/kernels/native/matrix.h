@@ -4,6 +4,7 @@
 // float32, two bfloat16, four 8-bit codes. Sixteen lanes of a step are 64 bytes, one cache line.
 //
 //   floats, bfloat16    chunk = step by step, the 64 rows: [step][4][16 lanes][4 bytes]
+//   packed bfloat16     the same numbers in three quarters of the room: packed.h
 //   8-bit codes         chunk = 4 blocks of 16 rows; block = group by group, a group's codes being [step][16 lanes][4
 //                       bytes], each code stored + 128. Before every two groups stands a line of their scales, [2][16]
 //                       float16; where there are offsets, before every group one of its scales and its offsets
@@ -67,9 +68,21 @@ inline uint16_t to_half(float x) {  // float16 of a number: round to nearest, ti
     return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
 }
 
+// Packed bfloat16 (packed.h): what stands before a chunk, and a weight that has none of the table's upper bytes.
+struct PackedHead {
+    uint8_t high[16];
+    uint32_t odds, plain;  // how many weights are odd; whether the chunk is bfloat16 as it is
+    uint32_t unused[10];
+};
+struct Odd {
+    uint32_t step;
+    uint8_t place, high;  // which of the step's 128 weights, its upper byte
+};
+constexpr int64_t HEAD = sizeof(PackedHead), PACKED_STEP = 192;
+
 struct Matrix {
     Kind kind = FLOAT;
-    bool offsets = false;
+    bool offsets = false, packed = false;
     int64_t rows = 0, columns = 0, group = 0;
     uint8_t* data = nullptr;
     size_t mapped = 0;  // bytes at `data`
@@ -91,7 +104,7 @@ struct Matrix {
         return g / n * (64 + n * group_bytes()) + 64 + g % n * group_bytes();
     }
     int64_t block_bytes() const { return integer() ? codes_at(groups() - 1) + group_bytes() : steps() * 64; }  // 16 rows
-    int64_t chunk_bytes() const { return 4 * block_bytes(); }
+    int64_t chunk_bytes() const { return 4 * block_bytes() + (packed ? HEAD : 0); }  // packed: the room that it has
     const uint8_t* chunk(int64_t c) const { return data + c * chunk_bytes(); }
 };
 
@@ -166,6 +179,7 @@ struct Ops {
     void (*attend)(const Attend&);
     int64_t (*attend_scratch)(int64_t width);
     void (*embed)(const Matrix&, int64_t row, float* out);
+    void (*pack)(const uint8_t* plain, int64_t steps, uint8_t* to);  // a chunk of bfloat16
     // 16 blocks of GGUF's type `kind` from the weights of `count`; returns the size of the largest.
     float (*encode)(Blocks kind, const void* weights, Source source, int count, uint8_t* out);
     // The k largest of x (n), descending, ties by the lower index; returns log(sum(exp(x))).

@@ -9,6 +9,7 @@
 
 #pragma once
 #include "matrix.h"
+#include "packed.h"
 #include "simd.h"
 
 namespace PUNA_NAMESPACE {
@@ -104,11 +105,32 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
     }
 }
 
-using Product = void (*)(const Matrix&, int64_t, const Activations&, int64_t, float*);
+// Packed bfloat16: the first tile unpacks it in registers, and leaves it at `room` if there are others.
+template <int M>
+INLINE void packed_times_tile(const Matrix& w, int64_t c, const Activations& a, int64_t t, uint8_t* room, float* y) {
+    F r[M][4];
+    const uint8_t* chunk = w.chunk(c);
+    const uint8_t* plain = head_of(chunk).plain ? chunk + HEAD : t > 0 ? room : nullptr;
+    const uint32_t* x = a.data + t * a.tile * a.steps;
+    if (plain) chunk_floats<BRAIN, M>(plain, w.steps(), x, r);
+    else if (M == TILE_F && a.tiles() > 1) chunk_packed<M, M == TILE_F>(chunk, w.steps(), x, room, r);
+    else chunk_packed<M, false>(chunk, w.steps(), x, room, r);
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < 4; v++) store(y + m * CHUNK + v * LANES, r[m][v]);
+}
+
+// One chunk times tile t; the tiles of a chunk come one after the other, from 0 on, and have `room` in common.
+using Product = void (*)(const Matrix&, int64_t c, const Activations&, int64_t t, uint8_t* room, float* y);
 
 template <Kind KIND, bool OFFSETS, int M>
-__attribute__((noinline)) void product(const Matrix& w, int64_t c, const Activations& a, int64_t t, float* y) {
+__attribute__((noinline)) void product(const Matrix& w, int64_t c, const Activations& a, int64_t t, uint8_t*, float* y) {
     chunk_times_tile<KIND, OFFSETS, M>(w, c, a, t, y);
+}
+
+template <int M>
+__attribute__((noinline)) void packed_product(const Matrix& w, int64_t c, const Activations& a, int64_t t, uint8_t* room,
+                                              float* y) {
+    packed_times_tile<M>(w, c, a, t, room, y);
 }
 
 // The function for tiles of M tokens, M from 1 to TILE.
@@ -118,7 +140,14 @@ Product product_for(int m) {
     else return m == M ? product<KIND, OFFSETS, M> : product_for<KIND, OFFSETS, M - 1>(m);
 }
 
+template <int M>
+Product packed_product_for(int m) {
+    if constexpr (M == 1) return packed_product<1>;
+    else return m == M ? packed_product<M> : packed_product_for<M - 1>(m);
+}
+
 inline Product product_of(const Matrix& w, int m) {
+    if (w.packed) return packed_product_for<TILE_F>(m);
     switch (w.kind) {
         case FLOAT: return product_for<FLOAT, false, TILE_F>(m);
         case BRAIN: return product_for<BRAIN, false, TILE_F>(m);
@@ -128,14 +157,30 @@ inline Product product_of(const Matrix& w, int m) {
     }
 }
 
+// A thread's memory for unpacked chunks: of w, and of a second matrix beside it.
+inline uint8_t* room_for(const Matrix& w, const Activations& a, int which) {
+    thread_local struct Room {
+        uint8_t* data = nullptr;
+        int64_t bytes = 0;
+        ~Room() { ::operator delete[](data, std::align_val_t(64)); }
+    } rooms[2];
+    const int64_t bytes = w.packed && a.tiles() > 1 ? w.steps() * 256 : 0;
+    Room& room = rooms[which];
+    if (room.bytes < bytes) {
+        ::operator delete[](room.data, std::align_val_t(64));
+        room.data = (uint8_t*)::operator new[](room.bytes = bytes, std::align_val_t(64));
+    }
+    return room.data;
+}
+
 inline void multiply(const Matrix& w, int64_t from, int64_t to, const Activations& a, float* y, int64_t stride,
                      bool add_to) {
     alignas(64) float part[TILE_Q * CHUNK];
-    for (int64_t t = 0; t < a.tiles(); t++) {
-        const int size = a.size(t);
-        const Product times = product_of(w, size);
-        for (int64_t c = from; c < to; c++) {
-            times(w, c, a, t, part);
+    uint8_t* room = room_for(w, a, 0);
+    for (int64_t c = from; c < to; c++) {
+        for (int64_t t = 0; t < a.tiles(); t++) {
+            const int size = a.size(t);
+            product_of(w, size)(w, c, a, t, room, part);
             for (int m = 0; m < size; m++) {
                 float* row = y + (t * a.tile + m) * stride + c * CHUNK;
                 for (int v = 0; v < CHUNK; v += LANES) {
@@ -152,12 +197,12 @@ INLINE F silu(F x) { return div(x, add(splat(1.0f), exp(min(sub(zero(), x), spla
 inline void swiglu(const Matrix& w1, const Activations& x1, const Matrix& w3, const Activations& x3, int64_t from,
                    int64_t to, float* y, int64_t stride) {
     alignas(64) float gate[TILE_Q * CHUNK], lift[TILE_Q * CHUNK];
-    for (int64_t t = 0; t < x1.tiles(); t++) {
-        const int size = x1.size(t);
-        const Product times1 = product_of(w1, size), times3 = product_of(w3, size);
-        for (int64_t c = from; c < to; c++) {
-            times1(w1, c, x1, t, gate);
-            times3(w3, c, x3, t, lift);
+    uint8_t *room1 = room_for(w1, x1, 0), *room3 = room_for(w3, x3, 1);
+    for (int64_t c = from; c < to; c++) {
+        for (int64_t t = 0; t < x1.tiles(); t++) {
+            const int size = x1.size(t);
+            product_of(w1, size)(w1, c, x1, t, room1, gate);
+            product_of(w3, size)(w3, c, x3, t, room3, lift);
             for (int m = 0; m < size; m++)
                 for (int v = 0; v < CHUNK; v += LANES)
                     store(y + (t * x1.tile + m) * stride + c * CHUNK + v,
@@ -242,6 +287,8 @@ inline int six(const uint8_t* codes, int64_t step) {
 inline void embed(const Matrix& w, int64_t row, float* out) {
     const int64_t lane = row % LANES, block = row % CHUNK / LANES;
     const uint8_t* chunk = w.chunk(row / CHUNK);
+    if (w.packed && !head_of(chunk).plain) return embed_packed(w, row, out);
+    if (w.packed) chunk += HEAD;
     if (!w.integer()) {
         for (int64_t i = 0; i < w.columns; i++) {
             if (w.kind == FLOAT) memcpy(out + i, chunk + i * 256 + block * 64 + lane * 4, 4);
