@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from puna import __version__, config
-from puna.errors import ArtifactError, DataError
+from puna.errors import ArtifactError, ConfigError, DataError
 
 KINDS = [
     "documents",
@@ -144,7 +144,8 @@ Input = Artifact | Sequence[Artifact] | Path | None
 def stage(kind: str) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., Artifact]]:
     """Make a stage of a function `f(config, *inputs, out) -> metrics` that fills the directory `out`.
 
-    Files in `out/work` are the function's own scratch, kept across interruptions and removed on completion.
+    Files in `out/work` are the function's own scratch, kept across interruptions and removed on completion. A function
+    that raises `ConfigError` or `DataError` before it has any leaves nothing behind.
     """
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is not one of the kinds {KINDS}")
@@ -166,18 +167,34 @@ def stage(kind: str) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., 
                 _same(request, artifact.manifest, out)
                 _sweep(out)
                 return artifact
+            there = out.is_dir()
+            new = not there or not any(out.iterdir())
             out.mkdir(parents=True, exist_ok=True)
             if (out / BEGUN).exists():
                 _same(request, _read_begun(out, request), out)
             else:
                 write_atomic(out / BEGUN, json.dumps(request))
             started = time.time()
-            metrics = function(settings, *inputs, out=out) or {}
+            try:
+                metrics = function(settings, *inputs, out=out) or {}
+            except (ConfigError, DataError):
+                if new:
+                    _withdraw(out, there)
+                raise
             return _complete(out, request, metrics, started)
 
         return run
 
     return decorate
+
+
+def _withdraw(out: Path, there: bool) -> None:
+    """The stage cannot be with these settings or inputs: unless it has kept work, `out` is as it was (empty or not
+    there)."""
+    if not any(path.is_file() for path in (out / WORK).rglob("*")):
+        shutil.rmtree(out)
+        if there:
+            out.mkdir()
 
 
 def _read_begun(out: Path, request: dict[str, Any]) -> dict[str, Any]:

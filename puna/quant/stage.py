@@ -69,22 +69,24 @@ def quantise(
         weights.expect(shapes)
         reader, tokenizer = Stored(weights, shape), tokenizer_of(source)
         write_folder_of(source, shape, out, torch.bfloat16, {QUANTISED: to_json(config)})
+        used = measured = None
+        if config.calibrate:
+            texts = texts_of(calibration, "calibration")
+            used = rows_of(texts, _needed(tokenizer, source), config.calibration_tokens, _row(shape))
+        if config.quality_tokens and tokenizer is None:
+            log.warn(f"{source} has no tokenizer: what quantisation costs is not measured")
+        elif config.quality_tokens:
+            measured = rows_of(texts_of(heldout, "heldout"), tokenizer, config.quality_tokens, _row(shape))
         plan: dict[str, Any] = {}
         if config.budget:
             config, plan = _planned(config, shape, reader, _needed(tokenizer, source), calibration, out)
         forms = {hf_name(name): config.form_of(name) for name in shape.shapes()}
         _each_nearest(weights, forms, [n for n in forms if n not in _calibrated_names(config, shape)], work)
-        if config.calibrate:
-            tokens = rows_of(
-                texts_of(calibration, "calibration"), _needed(tokenizer, source), config.calibration_tokens, _row(shape)
-            )
-            calibrate(shape, weights, reader, forms, tokens, work)
+        if used is not None:
+            calibrate(shape, weights, reader, forms, used, work)
         quality = None
-        if config.quality_tokens and tokenizer is None:
-            log.warn(f"{source} has no tokenizer: what quantisation costs is not measured")
-        elif config.quality_tokens:
-            tokens = rows_of(texts_of(heldout, "heldout"), tokenizer, config.quality_tokens, _row(shape))
-            quality = measure(shape, reader, Written(work, shape, forms, reader), tokens, tokenizer.vocab_size)
+        if measured is not None:
+            quality = measure(shape, reader, Written(work, shape, forms, reader), measured, tokenizer.vocab_size)
         checkpoint_bytes = sum(weights.bytes(name) for name in shapes)
     errors, ways, size = assemble([work / name for name in sorted(shapes)], out / WEIGHTS)
     return {
@@ -132,11 +134,17 @@ def _planned(
     """The configuration with a form for each matrix, and what was chosen, for the metrics. Made once, then remembered."""
     file = out / WORK / _PLAN
     if not file.is_file():
+        sizes = shape.shapes()
+        _room(
+            config,
+            shape,
+            {n: [Option(f, f.bytes(s), 0.0) for f in CHOICES] for n, s in sizes.items() if len(s) == 2},
+            out,
+        )
         tokens = rows_of(
             texts_of(text, "calibration"), tokenizer, config.sensitivity_tokens, min(sensitivity.ROW, shape.context)
         )
         damages = sensitivity.measure_damages(shape, reader, tokens, CHOICES)
-        sizes = shape.shapes()
         options = {n: [Option(f, f.bytes(sizes[n]), d) for f, d in found.items()] for n, found in damages.items()}
         write_atomic(file, json.dumps(_fit(config, shape, options, out)))
     plan = json.loads(file.read_text())
@@ -145,8 +153,8 @@ def _planned(
     return config, plan
 
 
-def _fit(config: QuantConfig, shape: LlamaConfig, options: dict[str, list[Option]], out: Path) -> dict[str, Any]:
-    """Choose until everything fits: a size counts all files of the folder but the manifest, bits per weight the tensors."""
+def _room(config: QuantConfig, shape: LlamaConfig, options: dict[str, list[Option]], out: Path) -> tuple[int, int]:
+    """The budget in bytes, and what of it is there for the matrices. Raises `ConfigError` if that is too little."""
     value, unit = parse_budget(config.budget)
     budget = int(value * shape.parameters / 8 if unit == "bpw" else value)
     forms = {name: min(found, key=lambda o: o.bytes).form for name, found in options.items()}
@@ -155,6 +163,13 @@ def _fit(config: QuantConfig, shape: LlamaConfig, options: dict[str, list[Option
         least = smallest(options) + budget - room
         size = f"{math.ceil(8e4 * least / shape.parameters) / 1e4}bpw" if unit == "bpw" else f"{least:,} bytes"
         raise ConfigError(f"the budget {config.budget} is too small", hint=f"the smallest that this can be is {size}")
+    return budget, room
+
+
+def _fit(config: QuantConfig, shape: LlamaConfig, options: dict[str, list[Option]], out: Path) -> dict[str, Any]:
+    """Choose until everything fits: a size counts all files of the folder but the manifest, bits per weight the tensors."""
+    budget, room = _room(config, shape, options, out)
+    unit = parse_budget(config.budget)[1]
     while True:
         chosen = choose(options, room)
         forms = {name: choice.option.form for name, choice in chosen.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from puna import artifacts
-from puna.errors import ArtifactError, DataError
+from puna.errors import ArtifactError, ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,31 @@ def test_an_interrupted_stage_is_no_artifact_and_runs_again(tmp_path):
         fail(Config(), out=tmp_path / "a")
     with pytest.raises(ArtifactError, match="run the same command again"):
         artifacts.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_stage_that_refuses_its_settings_leaves_nothing_and_others_may_be_tried(tmp_path, there):
+    @artifacts.stage("documents")
+    def picky(config, *, out):
+        (out / "half").write_text("x")
+        if config.text == "kept":
+            (out / artifacts.WORK).mkdir()
+            (out / artifacts.WORK / "hours").write_text("x")
+        if config.text != "good":
+            raise ConfigError("no")
+        (out / "half").unlink()
+        return {}
+
+    out = tmp_path / "a"
+    if there:
+        out.mkdir()
+    with pytest.raises(ConfigError):
+        picky(Config(text="bad"), out=out)
+    assert list(tmp_path.iterdir()) == ([out] if there else []) and not list(out.glob("*"))
+    picky(Config(text="good"), out=out)
+    with pytest.raises(ConfigError):
+        picky(Config(text="kept"), out=tmp_path / "b")
+    assert (tmp_path / "b" / artifacts.WORK / "hours").is_file()
 
 
 @pytest.mark.parametrize("place", [0, 2, -1])

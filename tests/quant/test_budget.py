@@ -85,6 +85,14 @@ def test_budgets_are_read_as_written(text, value):
                 QuantConfig(budget=wrong)
 
 
+def test_an_impossible_budget_is_refused_before_anything_is_measured(structured, tmp_path, monkeypatch):
+    monkeypatch.setattr("puna.quant.sensitivity.measure_damages", None)
+    for budget in ("1kB", "1bpw"):
+        with pytest.raises(ConfigError, match="too small"):
+            made(structured, tmp_path / budget, budget)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_folder_fits_its_budget_to_the_byte_and_more_room_loses_less(structured, tmp_path):
     with pytest.raises(ConfigError) as error:
         made(structured, tmp_path / "none", "000001.000kB")
