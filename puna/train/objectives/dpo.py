@@ -29,7 +29,7 @@ from puna.model.llama import Llama
 from puna.tokenizer import AnyTokenizer, load_tokenizer
 from puna.tokenizer.dialog import TokenClass
 from puna.tokenizer.formats import dialog_format
-from puna.train.objectives.rows import Rows, move, pad, weighted_log_probs
+from puna.train.objectives.rows import PairedRows, Rows, pad, weighted_log_probs
 from puna.train.objectives.sft import read_lines
 from puna.train.phases import Phase, Position
 
@@ -94,26 +94,11 @@ def encode_side(tokenizer: AnyTokenizer, prompt: chat.Dialog, answer: chat.Dialo
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairRows:
-    """A batch of pairs: chosen rows, then rejected rows, and what the reference model gave them."""
+class ContrastedRows(PairedRows):
+    """Pairs, which places of them are contrasted, and what the reference model gave them; the rows' weights are the NLL's."""
 
-    rows: Rows  # (2P, T); its weights are the NLL's
     contrast: Tensor  # (2P, T) float32
     reference: Tensor  # (2P,) log-probabilities, nats
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(2P, T)."""
-        return self.rows.shape
-
-    @property
-    def weight(self) -> float:
-        """The pairs."""
-        return self.shape[0] / 2
-
-    def to(self, device: torch.device) -> "PairRows":
-        """The same pairs on `device`."""
-        return move(self, device)
 
 
 class DpoData:
@@ -142,10 +127,10 @@ class DpoData:
             scores.append(both.view(2, len(chunk)).t().cpu())
         self.reference = torch.cat(scores)
 
-    def batch(self, numbers: Sequence[int], at: Position | None = None) -> PairRows:
+    def batch(self, numbers: Sequence[int], at: Position | None = None) -> ContrastedRows:
         chosen = self._indices(numbers)
         rows, contrast = self._rows([self.pairs[i] for i in chosen])
-        return PairRows(rows=rows, contrast=contrast, reference=self.reference[chosen].t().reshape(-1))
+        return ContrastedRows(rows=rows, contrast=contrast, reference=self.reference[chosen].t().reshape(-1))
 
     def validation(self, at: Position) -> list:
         return []
@@ -153,7 +138,7 @@ class DpoData:
     def cursors(self, at: Position) -> dict[str, list[int]]:
         return {}
 
-    def loss(self, model: Llama, batch: PairRows) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Llama, batch: ContrastedRows) -> tuple[Tensor, dict[str, float]]:
         """The loss above, and the share of pairs ranked right and the change of the chosen answers' likelihood."""
         both = torch.stack((batch.contrast, batch.rows.weights))
         contrast, likelihood = weighted_log_probs(model, batch.rows, both)

@@ -17,7 +17,7 @@ from puna.artifacts import Artifact
 from puna.model.llama import Llama
 from puna.tokenizer import load_tokenizer
 from puna.train.objectives.dpo import DpoData, DpoObjective, Side, load_pairs, pair_course
-from puna.train.objectives.rows import Rows, hidden_states, move, pad
+from puna.train.objectives.rows import PairedRows, Rows, hidden_states, pad
 from puna.train.phases import Phase, Position
 
 
@@ -56,25 +56,10 @@ class RewardModel(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardRows:
-    """A batch of pairs: chosen dialogs, then rejected ones, one a row, and the place of each one's last token."""
+class RewardRows(PairedRows):
+    """Pairs of dialogs, one a row, and the place of each one's last token."""
 
-    rows: Rows  # (2P, T)
     last: Tensor  # (2P,)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(2P, T)."""
-        return self.rows.shape
-
-    @property
-    def weight(self) -> float:
-        """The pairs."""
-        return self.shape[0] / 2
-
-    def to(self, device: torch.device) -> "RewardRows":
-        """The same pairs on `device`."""
-        return move(self, device)
 
 
 def dialog_rows(sequences: list[list[int]]) -> tuple[Rows, Tensor]:

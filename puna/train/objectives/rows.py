@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -53,6 +53,27 @@ def move(batch: Any, device: torch.device) -> Any:
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     moved = {name: value.to(device) for name, value in fields.items() if hasattr(value, "to")}
     return batch if all(moved[name] is fields[name] for name in moved) else dataclasses.replace(batch, **moved)
+
+@dataclass(frozen=True, kw_only=True)
+class PairedRows:
+    """A batch of P pairs: the chosen side of each in `rows`, then the rejected ones."""
+
+    rows: Rows  # (2P, T)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(2P, T)."""
+        return self.rows.shape
+
+    @property
+    def weight(self) -> float:
+        """The pairs."""
+        return self.shape[0] / 2
+
+    def to(self, device: torch.device) -> Self:
+        """The same pairs on `device`."""
+        return move(self, device)
+
 
 
 def hidden_states(model: Llama, rows: Rows) -> Tensor:
