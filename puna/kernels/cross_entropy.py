@@ -11,6 +11,7 @@ On a CPU, bfloat16 logits become their own gradients in one C++ pass (`training_
 with PyTorch's operators.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ CHUNK = 1024  # tokens; larger chunks leave the cache, smaller ones starve the m
 LOGITS = 1 << 25  # for the C++ pass, which does not mind: as many tokens as have so many logits, if that is more
 
 Implementation = Literal["auto", "reference", "native"]
+# Logits (n, V), targets (n,), weights (n,) -> the losses (n,) float32 and the weighted gradient of the logits (n, V).
+LossesOf = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def cross_entropy(
@@ -50,27 +53,40 @@ def token_log_probs(hidden: Tensor, output: Tensor, targets: Tensor) -> Tensor:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, output: Tensor, targets: Tensor, weights: Tensor, native: bool) -> Tensor:
-        counted = weights.nonzero()[:, 0]
-        matrix = output.to(hidden.dtype)
-        grad_hidden = torch.zeros_like(hidden)
-        grad_output = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        losses_of = _native_losses if native else _losses
-        for rows in counted.split(max(CHUNK, LOGITS // len(output)) if native else CHUNK):
-            h, weight = hidden[rows], weights[rows]
-            losses, gradient = losses_of(h @ matrix.t(), targets[rows], weight)
-            total += (losses * weight).sum()
-            grad_hidden[rows] = gradient @ matrix
-            grad_output += gradient.t() @ h
-        ctx.save_for_backward(grad_hidden, grad_output)
-        ctx.output_dtype = output.dtype
-        return total
+        chunk = max(CHUNK, LOGITS // len(output)) if native else CHUNK
+        return by_chunks(ctx, hidden, output, targets, weights, _native_losses if native else _losses, chunk)
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
-        grad_hidden, grad_output = ctx.saved_tensors
-        scale = upstream.to(grad_hidden.dtype)
-        return grad_hidden * scale, (grad_output * upstream).to(ctx.output_dtype), None, None, None
+        return *scaled(ctx, upstream), None, None, None
+
+
+def by_chunks(
+    ctx, hidden: Tensor, output: Tensor, targets: Tensor, weights: Tensor, losses_of: LossesOf, chunk: int = CHUNK
+) -> Tensor:
+    """The forward pass of an autograd function: the weighted sum of losses, both gradients kept for `scaled`.
+
+    `losses_of` gives each token's loss and the weighted gradient of its logits; it may write over the logits.
+    """
+    matrix = output.to(hidden.dtype)
+    grad_hidden = torch.zeros_like(hidden)
+    grad_output = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for rows in weights.nonzero()[:, 0].split(chunk):
+        h, weight = hidden[rows], weights[rows]
+        losses, gradient = losses_of(h @ matrix.t(), targets[rows], weight)
+        total += (losses * weight).sum()
+        grad_hidden[rows] = gradient @ matrix
+        grad_output += gradient.t() @ h
+    ctx.save_for_backward(grad_hidden, grad_output)
+    ctx.output_dtype = output.dtype
+    return total
+
+
+def scaled(ctx, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    """The backward pass of what `by_chunks` was the forward of: the gradients of hidden states and output matrix."""
+    grad_hidden, grad_output = ctx.saved_tensors
+    return grad_hidden * upstream.to(grad_hidden.dtype), (grad_output * upstream).to(ctx.output_dtype)
 
 
 def _losses(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

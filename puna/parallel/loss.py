@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from puna.kernels.cross_entropy import CHUNK
+from puna.kernels.cross_entropy import by_chunks, scaled
 
 
 def vocabulary_parallel_cross_entropy(
@@ -29,29 +29,17 @@ def vocabulary_parallel_cross_entropy(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, output: Tensor, targets: Tensor, weights: Tensor, group) -> Tensor:
-        counted = weights.nonzero()[:, 0]
-        matrix = output.to(hidden.dtype)
         first = dist.get_rank(group) * len(output)
-        grad_hidden = torch.zeros_like(hidden)
-        grad_output = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for rows in counted.split(CHUNK):
-            h, target, weight = hidden[rows], targets[rows] - first, weights[rows]
-            logits = (h @ matrix.t()).float()
-            loss, gradient = _softmax_part(logits, target, group)
-            total += (loss * weight).sum()
-            gradient = gradient.mul_(weight[:, None]).to(hidden.dtype)
-            grad_hidden[rows] = gradient @ matrix
-            grad_output += gradient.t() @ h
-        ctx.save_for_backward(grad_hidden, grad_output)
-        ctx.output_dtype = output.dtype
-        return total
+
+        def losses_of(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+            loss, gradient = _softmax_part(logits.float(), target - first, group)
+            return loss, gradient.mul_(weight[:, None]).to(logits.dtype)
+
+        return by_chunks(ctx, hidden, output, targets, weights, losses_of)
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
-        grad_hidden, grad_output = ctx.saved_tensors
-        scaled = (grad_output * upstream).to(ctx.output_dtype)
-        return grad_hidden * upstream.to(grad_hidden.dtype), scaled, None, None, None
+        return *scaled(ctx, upstream), None, None, None
 
 
 def _softmax_part(logits: Tensor, target: Tensor, group) -> tuple[Tensor, Tensor]:
