@@ -116,6 +116,11 @@ def fuzz():
         sys.path.remove(str(ROOT / "benchmarks"))
 
 
+@pytest.fixture(scope="module")
+def fuzz_targets(fuzz):
+    return importlib.import_module("fuzz_targets")
+
+
 FILES = [
     ("config", "config.json"),
     ("safetensors", "model.safetensors.index.json"),
@@ -167,9 +172,9 @@ VOCABULARIES = {
 
 
 @pytest.mark.parametrize("what", VOCABULARIES)
-def test_pieces_in_a_gguf_file_that_contradict_themselves_are_refused(tmp_path, fuzz, what):
-    vocabulary = dataclasses.replace(fuzz._llama2_vocabulary(), **VOCABULARIES[what])
-    write_gguf(fuzz._model(), vocabulary, tmp_path / "a.gguf", "F32")
+def test_pieces_in_a_gguf_file_that_contradict_themselves_are_refused(tmp_path, fuzz_targets, what):
+    vocabulary = dataclasses.replace(fuzz_targets.llama2_vocabulary(), **VOCABULARIES[what])
+    write_gguf(fuzz_targets.small_model(), vocabulary, tmp_path / "a.gguf", "F32")
     with pytest.raises(ArtifactError, match=r"a\.gguf: .*(holds what is none|no scores, or no types)"):
         checkpoint_tokenizer(tmp_path / "a.gguf")
 
@@ -177,9 +182,9 @@ def test_pieces_in_a_gguf_file_that_contradict_themselves_are_refused(tmp_path, 
 @pytest.mark.parametrize(
     "divisors", [[0.5, 1, 1, 1], [1e30] * 4, [1, 1, 1, 1e-30], [3.4e38, 1, 1, 2], [1e-38] * 4, [1.5, 2, 1, 8]]
 )
-def test_frequency_divisors_that_no_scaling_gives_are_refused(tmp_path, fuzz, divisors):
+def test_frequency_divisors_that_no_scaling_gives_are_refused(tmp_path, fuzz_targets, divisors):
     path = tmp_path / "a.gguf"
-    write_gguf(fuzz._model(), fuzz._byte_level(), path, "F32")
+    write_gguf(fuzz_targets.small_model(), fuzz_targets.byte_level(), path, "F32")
     with Container(path) as file:
         begin = file.tensors["rope_freqs.weight"].begin
     data = bytearray(path.read_bytes())

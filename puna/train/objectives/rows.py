@@ -54,6 +54,7 @@ def move(batch: Any, device: torch.device) -> Any:
     moved = {name: value.to(device) for name, value in fields.items() if hasattr(value, "to")}
     return batch if all(moved[name] is fields[name] for name in moved) else dataclasses.replace(batch, **moved)
 
+
 @dataclass(frozen=True, kw_only=True)
 class PairedRows:
     """A batch of P pairs: the chosen side of each in `rows`, then the rejected ones."""
@@ -73,7 +74,6 @@ class PairedRows:
     def to(self, device: torch.device) -> Self:
         """The same pairs on `device`."""
         return move(self, device)
-
 
 
 def hidden_states(model: Llama, rows: Rows) -> Tensor:
