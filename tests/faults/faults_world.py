@@ -102,11 +102,13 @@ def over(run: Run, guard: Guard, steps: int) -> bool:
     return verdict.action == "go"
 
 
-def train(*, out: str, steps: int, settings: dict, width: int = 32, pause_s: float = 0.0) -> None:
-    """One rank."""
+def train(*, out: str, steps: int, settings: dict, width: int = 32, pause_s: float = 0.0, alone: bool = False) -> None:
+    """One rank. With `alone`, each says that what it holds nobody else does, as ranks of a sharded model would."""
     torch.set_num_threads(1)
     meet()
     peers = Peers.replicated()
+    if alone:
+        peers = Peers(rank=peers.rank, world=peers.world, part=peers.rank, parts=peers.world)
     run = Run(width)
     faults = inject.planned(Path(out), [run.model])
     how = config.from_json(ResilienceConfig, settings)
@@ -192,6 +194,7 @@ def started(
     settings: ResilienceConfig = SETTINGS,
     target: str = "faults_world:train",
     pause_s: float = 0.01,
+    alone: bool = False,
     **job,
 ) -> Started:
     """Launch the little training with these faults planned."""
@@ -199,7 +202,7 @@ def started(
         inject.plan(out, faults)
     argument = {"out": str(out)}
     if target.endswith(":train"):
-        argument |= {"steps": steps, "settings": config.to_json(settings), "pause_s": pause_s}
+        argument |= {"steps": steps, "settings": config.to_json(settings), "pause_s": pause_s, "alone": alone}
     work = {"target": target, "argument": argument, "processes": processes, "modules": ["faults_world"], **job}
     return Started(out, {**work, "settings": config.to_json(settings)})
 

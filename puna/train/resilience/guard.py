@@ -101,8 +101,8 @@ class Guard:
         if neighbour is None:
             return None
         source = neighbour[1]
-        place = {"part": self.peers.all_parts[source], "parts": self.peers.parts, "replica": self.peers.replicas}
-        return Sharing(self.peers, MemoryTier(node, **place), to=neighbour[0], source=source)
+        store = MemoryTier(node, part=self.peers.all_parts[source], parts=self.peers.parts, copy=True)
+        return Sharing(self.peers, store, to=neighbour[0], source=source)
 
     # --- beginning and end
 

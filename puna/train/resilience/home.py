@@ -5,6 +5,8 @@
       <node>/                        board, images, what dying ranks said
       zygote                         the socket on which ranks are forked
 
+PUNA_SHARED_MEMORY names another folder than `/dev/shm`, for containers in which that is small.
+
 The launcher tells its ranks by PUNA_MEMORY and PUNA_ATTEMPT; torchrun's agent is recognised by its own variables. A rank
 that nobody supervises puts its images beside the states on disk, so that nothing stays in memory when it dies.
 """
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.artifacts import WORK, write_atomic
+from puna.errors import PunaError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,10 @@ def run_id(out: Path) -> str:
 
 def open_root(run: str, out: Path) -> Path:
     """Make the run's folder in shared memory. Gives back what runs left there whose folder on disk is gone."""
-    shm = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    usual = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
+    shm = Path(os.environ.get("PUNA_SHARED_MEMORY") or usual)
+    if not shm.is_dir():
+        raise PunaError(f"PUNA_SHARED_MEMORY={shm} is not a folder", hint="make it, on a file system in memory")
     folder = shm / f"puna-{os.getuid()}-{run}"
     for other in shm.glob(f"puna-{os.getuid()}-*"):
         note = other / "home"

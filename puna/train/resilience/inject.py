@@ -221,7 +221,7 @@ def damage_newest(work: Path, kind: str, draw: random.Random) -> None:
 
 def lose_memory(root: Path) -> None:
     """All states in shared memory are gone, as after a power failure."""
-    for seal in root.glob("*/part-*/replica-*/*.seal"):
+    for seal in root.glob("*/*/replica-*/*.seal"):
         seal.unlink(missing_ok=True)
 
 

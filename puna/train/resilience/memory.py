@@ -7,6 +7,7 @@ disk. Replicas of a part hold equal bytes, so on one machine only the first of t
 number, and a restart does not trust that step.
 
     <root>/<node>/part-0003/slot-1.safetensors   the image        <root>/<node>/part-0003/replica-0/slot-1.seal   its seal
+    <root>/<node>/copy-0005/...                  the same, of another node's part (puna/train/resilience/sharing.py)
 """
 
 import threading
@@ -24,8 +25,10 @@ SLOTS = 3  # two in turns, and one that is kept because it is verified
 class MemoryTier:
     """One rank's slots. `save` is called from the thread that `Guard` runs beside the training."""
 
-    def __init__(self, folder: Path, *, part: int = 0, parts: int = 1, replica: int = 0, holds: bool = True):
-        self.folder = folder / f"part-{part:04d}"
+    def __init__(
+        self, folder: Path, *, part: int = 0, parts: int = 1, replica: int = 0, holds: bool = True, copy: bool = False
+    ):
+        self.folder = folder / f"{'copy' if copy else 'part'}-{part:04d}"
         self.part, self.parts, self.replica, self.holds = part, parts, replica, holds
         self.seals = self.folder / f"replica-{replica}"
         self.seals.mkdir(parents=True, exist_ok=True)
@@ -132,9 +135,12 @@ def _seals(folder: Path) -> dict[int, Seal]:
 
 
 def available(folder: Path) -> dict[int, dict[tuple[int, int], tuple[Seal, Path]]]:
-    """What a node's memory holds: part -> key -> (seal, image), without the steps on which witnesses disagree."""
+    """What a node's memory holds: part -> key -> (seal, image), without the steps on which witnesses disagree.
+
+    Its own images come before copies of another node's: where ranks moved, it may have both.
+    """
     found: dict[int, dict[tuple[int, int], tuple[Seal, Path]]] = {}
-    for part in sorted(folder.glob("part-*")):
+    for part in (*sorted(folder.glob("part-*")), *sorted(folder.glob("copy-*"))):
         hashes: dict[tuple[int, int], set[str]] = {}
         images: dict[tuple[int, int], tuple[Seal, Path]] = {}
         for replica in sorted(part.glob("replica-*")):
@@ -145,7 +151,8 @@ def available(folder: Path) -> dict[int, dict[tuple[int, int], tuple[Seal, Path]
                     images[seal.key] = seal, path
         agreed = {key: value for key, value in images.items() if len(hashes[key]) == 1}
         if agreed:
-            found[int(part.name.removeprefix("part-"))] = agreed
+            number = int(part.name.split("-")[1])
+            found[number] = agreed | found.get(number, {})
     return found
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from puna.errors import ConfigError
+
 
 @dataclass(kw_only=True)
 class Peers:
@@ -99,10 +101,29 @@ def node_name() -> str:
 
 
 def meet(backend: str = "gloo", timeout_s: float = 600.0) -> None:
-    """Join the default process group, as the launcher or torchrun says where. Nothing is done in a run of one."""
+    """Join the default process group, as the launcher or torchrun says where. Nothing is done in a run of one.
+
+    Raises `ConfigError` where torchrun is told to start ranks again and could not.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
-    where = os.environ.get("PUNA_RENDEZVOUS", "env://")
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    timeout = datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, init_method=where, rank=rank, world_size=world, timeout=timeout)
+    place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    place["timeout"] = datetime.timedelta(seconds=timeout_s)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        dist.init_process_group(backend, store=_store_of_agent(place["timeout"]), **place)
+    else:
+        dist.init_process_group(backend, init_method=os.environ.get("PUNA_RENDEZVOUS", "env://"), **place)
+
+
+def _store_of_agent(timeout: datetime.timedelta) -> dist.Store:
+    """The store that torchrun's agent keeps for its ranks, in a room of its own for each start.
+
+    PyTorch gives ranks that were started again the same room, in which they find the addresses of those that died
+    (its issue 135712). An agent counts starts by itself, so with several agents the count is of no use.
+    """
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        hint = "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every node, or --max-restarts=0"
+        raise ConfigError("over several nodes, torchrun cannot start ranks again with a store that it shares", hint=hint)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -43,7 +43,7 @@ def newest(peers: Peers, node: Path, durable: DurableTier, *, layout: str, most:
     everywhere = _everywhere(offers, peers)
     on_disk = _shared_listing(peers, durable)
     for key, disk in _candidates(everywhere, on_disk, most):
-        found = _from_disk(peers, durable, disk, layout) if disk else _from_memory(peers, held, key)
+        found = _from_disk(peers, durable, disk, layout) if disk else _from_memory(peers, held, offers, key)
         if found is not None:
             return found
     return None
@@ -68,48 +68,47 @@ def _candidates(in_memory: set[Key], on_disk: list[Saved], most: int | None) -> 
             yield key, saved
 
 
-def _from_memory(peers: Peers, held: dict, key: Key) -> Found | None:
-    mine, problem, record = None, "", {}
-    if key in held.get(peers.part, {}):
-        seal, path = held[peers.part][key]
+def _from_memory(peers: Peers, held: dict, offers: list[dict[int, list[Key]]], key: Key) -> Found | None:
+    givers = [_giver(peers, offers, rank, key) for rank in range(peers.world)]
+    wanted = {peers.all_parts[rank] for rank, giver in enumerate(givers) if giver == peers.rank}
+    images, problems = {}, []
+    for part in wanted:
+        seal, path = held[part][key]
         try:
-            mine, record = memory.read(seal, path), seal.record
+            images[part] = memory.read(seal, path), seal.record
         except (OSError, ValueError) as error:
-            problem = str(error)
-    answers = peers.gather((mine is not None, problem))
-    problems = [f"rank {rank}: {p}" for rank, (_, p) in enumerate(answers) if p]
-    sources = {part: _giver(peers, answers, part) for part in range(peers.parts)}
-    if problems:
+            problems.append(f"rank {peers.rank}: {error}")
+    if said := [problem for of_rank in peers.gather(problems) for problem in of_rank]:
         if peers.rank == 0:
-            log.warn(f"the copy of step {key[1]} in memory is damaged and not used: {'; '.join(problems)}")
+            log.warn(f"the copy of step {key[1]} in memory is damaged and not used: {'; '.join(said)}")
         return None
-    if None in sources.values():
-        return None
-    mine, record = _hand_out(peers, [has for has, _ in answers], sources, mine, record)
+    mine, record = _hand_out(peers, givers, images)
     return Found(key=key, tensors=dict(image.tensors(mine)), record=record, whole=False, tier="memory")
 
 
-def _giver(peers: Peers, answers: list[tuple[bool, str]], part: int) -> int | None:
-    """The rank that gives a part to those who lack it."""
-    return next((r for r in range(peers.world) if answers[r][0] and peers.all_parts[r] == part), None)
+def _giver(peers: Peers, offers: list[dict[int, list[Key]]], rank: int, key: Key) -> int:
+    """From whose node's memory `rank` gets its part: its own, or that of a rank whose node has a copy."""
+    part = peers.all_parts[rank]
+    return next(r for r in (rank, *range(peers.world)) if key in offers[r].get(part, ()))
 
 
 def _hand_out(
-    peers: Peers, has: list[bool], sources: dict[int, int], mine: Tensor | None, record: dict
-) -> tuple[Tensor, dict]:
-    """Give their part to the ranks whose node does not hold it."""
-    sizes = peers.gather((0 if mine is None else mine.numel(), record))
-    for rank in range(peers.world):
-        source = sources[peers.all_parts[rank]]
-        if has[rank]:
+    peers: Peers, givers: list[int], images: dict[int, tuple[Tensor, dict[str, Any]]]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Give their part to the ranks whose node does not hold it; this rank's part and record."""
+    found = images.get(peers.part)
+    sizes = peers.gather({part: (image.numel(), record) for part, (image, record) in images.items()})
+    for rank, giver in enumerate(givers):
+        part = peers.all_parts[rank]
+        if rank == giver:
             continue
-        if peers.rank == source:
-            dist.send(mine.contiguous(), rank, group=peers.group)
+        if peers.rank == giver:
+            dist.send(images[part][0].contiguous(), rank, group=peers.group)
         elif peers.rank == rank:
-            mine = torch.empty(sizes[source][0], dtype=torch.uint8)
-            dist.recv(mine, source, group=peers.group)
-            record = sizes[source][1]
-    return mine, record
+            size, record = sizes[giver][part]
+            found = torch.empty(size, dtype=torch.uint8), record
+            dist.recv(found[0], giver, group=peers.group)
+    return found
 
 
 def _from_disk(peers: Peers, durable: DurableTier, saved: Saved, layout: str) -> Found | None:

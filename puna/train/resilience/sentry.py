@@ -53,10 +53,11 @@ class Sentry:
         self.eyes = Watch(self.board, policy, node / "errors")
         self.ledger = Ledger(out)
         self.known: dict[int, int] = {}  # rank -> pid
+        self.told: int | None = None  # the start of the ranks of which a fault was told: the others die of the first
 
     def watch(self, agent: int) -> None:
         """As long as the agent lives."""
-        while process_state(agent):
+        while process_state(agent)[:1] not in ("", "Z"):
             time.sleep(TICK_S)
             self._look()
 
@@ -79,6 +80,9 @@ class Sentry:
             self.known.pop(finding.rank, None)
 
     def _note(self, kind: str, rank: int, line: Line, since: float, why: str) -> None:
+        if line.attempt == self.told:
+            return
+        self.told = line.attempt
         self.ledger.write("fault", kind=kind, rank=rank, node=self.node.name, step=line.step, since=since, why=why)
         nodes.note(self.out, self.node.name, kind)
 
