@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from puna.parallel.brought import Brought
+
 Cut = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # name -> shape of the whole, and where the piece begins
 
 
@@ -49,6 +51,7 @@ class Placement(Protocol):
     data_rank: int  # which share of the samples this rank computes
     data_ranks: int  # how many shares there are
     parameters: int  # of the model, over all ranks
+    brought: Brought  # what this rank gave into the last step's sums of gradients
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """This rank's parameters, by the names they have in one process."""

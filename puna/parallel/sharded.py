@@ -17,6 +17,7 @@ from puna.config import require
 from puna.model.llama import Llama
 from puna.model.sizes import LlamaConfig
 from puna.parallel import table
+from puna.parallel.brought import Brought, WatchedReduceScatter
 from puna.parallel.context import attend_across, local_index
 from puna.parallel.layout import Layout
 from puna.parallel.mesh import Mesh
@@ -44,12 +45,12 @@ def place(
     layout.check_model(config)
     device = torch.device(device)
     mesh = Mesh(layout, device)
-    stages = _stages(config, mesh, dtype)
+    stages, brought = _stages(config, mesh, dtype), Brought()
     for stage in stages:
-        _shard(stage, mesh, dtype)
+        _shard(stage, mesh, dtype, brought)
         stage.to_empty(device=device)
     fill(stages, first_weights(config, seed) if weights is None else weights, mesh)
-    return Sharded(config, stages, mesh, device)
+    return Sharded(config, stages, mesh, device, brought)
 
 
 def _stages(config: LlamaConfig, mesh: Mesh, dtype: torch.dtype) -> list[Stage]:
@@ -66,7 +67,7 @@ def _stages(config: LlamaConfig, mesh: Mesh, dtype: torch.dtype) -> list[Stage]:
     return stages
 
 
-def _shard(stage: Stage, mesh: Mesh, dtype: torch.dtype) -> None:
+def _shard(stage: Stage, mesh: Mesh, dtype: torch.dtype, brought: Brought) -> None:
     """FSDP2: each layer is gathered as one, and what is outside the layers as another.
 
     The matrices of layers are gathered in `dtype`, which is what the products take anyway; the norms, on their own, and
@@ -86,6 +87,7 @@ def _shard(stage: Stage, mesh: Mesh, dtype: torch.dtype) -> None:
     for module in _sharded_modules(stage):
         module.set_gradient_divide_factor(1.0)  # sums: losses are already shares of the global mean
         module.set_force_sum_reduction_for_comms(True)
+        module.set_custom_reduce_scatter(WatchedReduceScatter(brought))
 
 
 def _sharded_modules(stage: nn.Module) -> Iterator[FSDPModule]:
@@ -95,7 +97,8 @@ def _sharded_modules(stage: nn.Module) -> Iterator[FSDPModule]:
 class Sharded:
     """A `Placement` of many ranks. Learns next tokens (the objectives lm and sft)."""
 
-    def __init__(self, config: LlamaConfig, stages: list[Stage], mesh: Mesh, device: torch.device):
+    def __init__(self, config: LlamaConfig, stages: list[Stage], mesh: Mesh, device: torch.device, brought: Brought):
+        self.brought = brought
         self.config, self.mesh, self.device = config, mesh, device
         self.layout = mesh.layout
         self.stages = stages
@@ -113,6 +116,7 @@ class Sharded:
 
     def backward(self, _data: Any, batches: Sequence[Any]) -> tuple[float, dict[str, float]]:
         """Gradients of this rank's micro-batches, and the mean loss over the global batch."""
+        self.brought.begin()
         for stage in self.stages:
             stage.zero_grad()
         pieces = self._pieces(batches)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from puna.parallel.brought import Brought
 from puna.parallel.placement import Batch, Cut, Objective
 
 
@@ -23,12 +24,14 @@ class Whole:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.parts = [self.model]
+        self.brought = Brought()
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.model.named_parameters()
 
     def backward(self, data: Objective, batches: Sequence[Batch]) -> tuple[float, dict[str, float]]:
+        self.brought.begin()
         self.model.zero_grad()
         whole = sum(batch.weight for batch in batches)
         losses, notes = [], {}
@@ -40,6 +43,10 @@ class Whole:
             losses.append(loss.detach() * share)
             for name, value in said.items():
                 notes[name] = notes.get(name, 0.0) + value * share
+        if self.brought.watched or self.brought.meddle:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    self.brought.bring(parameter.grad)
         return torch.stack(losses).sum().item(), notes
 
     def clip(self, most: float) -> float:

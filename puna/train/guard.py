@@ -118,9 +118,10 @@ def guard_of(run: Run) -> Guard:
     save = replace(settings.save, every_steps=run.config.save_every_steps)
     layout = str(getattr(run.placement, "layout", ""))
     peers = Peers.of(run.placement)
-    faults = inject.planned(run.out, run.placement.parts)
+    faults = inject.planned(run.out, run.placement.parts, run.placement.brought, run.loader)
     settings = replace(settings, save=save)
-    return WatchedGuard(settings, run.out, _capture, state.fill, peers=peers, layout=layout, on_beat=faults)
+    place = {"peers": peers, "layout": layout, "brought": run.placement.brought}
+    return WatchedGuard(settings, run.out, _capture, state.fill, **place, on_beat=faults)
 
 
 def _capture(run: Run) -> tuple[dict[str, Tensor], dict[str, Any], Cut]:

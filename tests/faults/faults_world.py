@@ -18,6 +18,7 @@ from torch import nn
 
 from puna import config
 from puna.errors import PunaError
+from puna.parallel.brought import Brought
 from puna.planner.policies import DetectPolicy, RestartPolicy, SavePolicy, Verdict
 from puna.train.resilience import inject, ledger
 from puna.train.resilience.guard import Guard
@@ -34,6 +35,7 @@ class Run:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 1))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
+        self.brought = Brought()
         self.position, self.consumed, self.rate = SimpleNamespace(step=0), 0, 1.0
 
 
@@ -75,6 +77,8 @@ def gradients(run: Run, guard: Guard, rank: int, world: int) -> tuple[float, flo
     loss = (run.model(x) - y).square().mean()
     loss.backward()
     flat = torch.cat([p.grad.reshape(-1) for p in run.model.parameters()] + [loss.detach().reshape(1)])
+    run.brought.begin()
+    run.brought.bring(flat)
     if world > 1:
         dist.all_reduce(flat)
     flat /= world
@@ -110,9 +114,9 @@ def train(*, out: str, steps: int, settings: dict, width: int = 32, pause_s: flo
     if alone:
         peers = Peers(rank=peers.rank, world=peers.world, part=peers.rank, parts=peers.world)
     run = Run(width)
-    faults = inject.planned(Path(out), [run.model])
+    faults = inject.planned(Path(out), [run.model], run.brought)
     how = config.from_json(ResilienceConfig, settings)
-    with Guard(how, Path(out), capture, fill, peers=peers, on_beat=faults) as guard:
+    with Guard(how, Path(out), capture, fill, peers=peers, brought=run.brought, on_beat=faults) as guard:
         guard.restore(run)
         while not over(run, guard, steps):
             step(run, guard, pause_s)

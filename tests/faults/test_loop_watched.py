@@ -82,6 +82,32 @@ def test_the_slow_rank_is_named_and_not_those_that_wait_for_it(world, tmp_path, 
     assert named and set(named) == {1}
 
 
+@pytest.mark.parametrize(
+    "layout", [Layout(replicate=2), Layout(shard=2), Layout(tensor=2), Layout(pipeline=2)], ids=str
+)
+def test_numbers_that_are_wrong_are_found_and_the_run_ends_with_the_same_bits(world, tmp_path, layout):
+    """Not a number, once, in a batch; gradients that are wrong before the sum, twice in a row; after it, once."""
+    checked = replace(RUN.resilience, recompute_every_steps=5)
+    settings = replace(RUN, layout=layout, resilience=checked, steps=30)
+    calm = watched(world, settings, tmp_path / "calm")
+    plan = [
+        {"kind": "nan", "step": 6, "rank": 1},
+        {"kind": "wrong", "step": 13, "rank": 1, "times": 20},
+        {"kind": "nan", "step": 21, "rank": 0},
+        {"kind": "flip", "step": 26, "rank": 0},
+    ]
+    if layout.replicate == 1:  # after the sum only replicas have the same numbers
+        del plan[-1]
+    disturbed = watched(world, settings, tmp_path / "disturbed", plan)
+    assert same(calm, disturbed) and calm.digest == disturbed.digest
+    events = ledger.read(tmp_path / "disturbed")
+    assert {e["step"] for e in events if e["event"] == "transient"} >= {6, 21}
+    found = [e for e in events if e["event"] == "fault"]
+    assert found[0]["kind"] == "corruption" and found[0]["step"] == 14 and "rank 1" in found[0]["why"]
+    assert [e["rank"] for e in events if e["event"] == "accused"] == [1, *(p["rank"] for p in plan[3:])]
+    assert [e["step"] for e in events if e["event"] == "rolled_back"][0] == 10
+
+
 @pytest.mark.parametrize("layout", [Layout(replicate=2, shard=2), Layout(pipeline=2, tensor=2)], ids=str)
 def test_a_rank_that_waits_for_ever_is_named_though_all_do(world, tmp_path, layout):
     settings = replace(RUN.resilience, detect=DetectPolicy(step_budget_s=2.0))

@@ -58,6 +58,26 @@ def test_killed_crashed_stopped_stuck_and_given_wrong_numbers_a_run_ends_with_th
     assert all(fault.lost_steps <= 1 for fault in book.faults if fault.kind != "corruption")
 
 
+def test_gradients_that_are_wrong_before_the_sum_are_found_and_named_and_their_node_is_left_out(undisturbed, tmp_path):
+    """Every tenth step is computed twice. Rank 2 is wrong once, in such a step; then rank 3 on node b, for good."""
+    settings = replace(SETTINGS, recompute_every_steps=10, eviction=EvictionPolicy(points=6, most_share=0.4))
+    plan = [
+        {"kind": "wrong", "step": 19, "rank": 2},
+        {"kind": "wrong", "step": 33, "rank": 3, "node": "b", "times": 10**6},
+    ]
+    run = started(tmp_path, plan, settings=settings, nodes=["a", "b", "c"], per_node=2)
+    status, said = run.finish()
+    assert status == 0, said
+    assert same_weights(undisturbed, tmp_path)
+    events = ledger.read(tmp_path)
+    found = [(e["kind"], e["rank"], e["step"]) for e in faults(tmp_path)]
+    assert found == [("corruption", 2, 19), ("corruption", 3, 39), ("crash", 3, 39)]
+    assert [(e["rank"], e["node"]) for e in events if e["event"] == "accused"] == [(2, "b"), (3, "b")]
+    assert [e["nodes"] for e in events if e["event"] == "attempt"] == [["a", "b"], ["a", "c"]]
+    assert [e["step"] for e in events if e["event"] == "rolled_back"] == [10]
+    assert [e["step"] for e in events if e["event"] == "restored"][1:] == [30]
+
+
 def test_an_error_of_the_user_is_not_tried_again(tmp_path):
     status, said = started(tmp_path, target="faults_world:complain", processes=2).finish()
     assert status == 65

@@ -106,6 +106,7 @@ class DurableTier:
     def __init__(self, folder: Path, *, kept: int = 2):
         self.folder = folder
         self.kept = kept
+        self.sound: int | None = None  # of the states of at most so many steps, the newest is kept as well
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, seal: Seal, source: Path, *, move: bool = False) -> bool:
@@ -159,7 +160,9 @@ class DurableTier:
 
     def _tidy(self, newest: tuple[int, int]) -> None:
         states = self.states()
-        for old in states[: -self.kept] if len(states) > self.kept else []:
+        older = states[: -self.kept] if len(states) > self.kept else []
+        vouched = [] if self.sound is None else [state for state in states if state.step <= self.sound][-1:]
+        for old in (state for state in older if state not in vouched):
             (old.path / STATE).unlink(missing_ok=True)
             shutil.rmtree(old.path, ignore_errors=True)
         for path in self.folder.glob("state-*"):  # what a killed run left half-written

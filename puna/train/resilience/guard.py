@@ -18,28 +18,30 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from puna import artifacts, config, log
-from puna.errors import PunaError
+from puna import artifacts, config
 from puna.parallel import waiting
+from puna.parallel.brought import Brought
 from puna.parallel.placement import Cut
 from puna.planner.policies import SpikeState, Verdict
-from puna.train.resilience import board, home, nodes, sentry, signals
+from puna.train.resilience import board, home, sentry, signals
+from puna.train.resilience.comparing import Comparing
 from puna.train.resilience.durable import DurableTier
 from puna.train.resilience.image import Snapshot
-from puna.train.resilience.ledger import Ledger
 from puna.train.resilience.memory import MemoryTier
 from puna.train.resilience.pace import Pace, slow
 from puna.train.resilience.peers import Peers
-from puna.train.resilience.replicas import Comparison, Trial, earliest, outliers
+from puna.train.resilience.recheck import Recheck, Unreliable
 from puna.train.resilience.restore import Found, newest
 from puna.train.resilience.saver import Saver
 from puna.train.resilience.settings import ResilienceConfig
 from puna.train.resilience.sharing import Sharing
+from puna.train.resilience.telling import Telling
 
 Capture = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any], Cut]]
 Fill = Callable[[Any, dict[str, Tensor], dict[str, Any]], None]
@@ -60,13 +62,14 @@ class Guard:
         *,
         peers: Peers | None = None,
         layout: str = "",
+        brought: Brought | None = None,
         on_beat: Callable[[int, str], None] | None = None,
     ):
         self.settings, self.out, self.capture, self.fill, self.layout = settings, Path(out), capture, fill, layout
         self.peers = peers or Peers()
         self.home = home.Home.of_rank(self.out, self.peers)
         node = self.home.node(self.peers.node)
-        self.ledger = Ledger(self.out) if self.peers.rank == 0 else None
+        self.tell = Telling(self.out, self.peers)
         self.durable = DurableTier(self.out / artifacts.WORK, kept=settings.save.kept)
         place = {"part": self.peers.part, "parts": self.peers.parts, "replica": self.peers.replica}
         self.memory = MemoryTier(node, **place, holds=self.peers.first_on_node)
@@ -80,10 +83,11 @@ class Guard:
             waits=waiting.now,
         )
         self.spikes, self.generation = SpikeState(), 0
-        self.trial, self.pace = Trial(), Pace(settings.straggler)
-        self.repeating: int | None = None  # a step that is computed once more
+        self.pace = Pace(settings.straggler)
+        most = settings.corrupt_most
+        self.comparing = Comparing(self.peers, self.tell, most=most)
+        self.recheck = Recheck(self.peers, self.tell, brought, every=settings.recompute_every_steps, most=most)
         self.rolling: Verdict | None = None  # a roll-back that was ordered
-        self.doubted: list[int] = []  # ranks whose numbers differed from the others' in the step that is repeated
         self.made = True  # the last step was an update
         self.due: tuple[int, int] | None = None  # the state whose replicas are to be compared before the next update
         self.waited = {"saving": 0.0, "checking": 0.0}
@@ -132,13 +136,15 @@ class Guard:
                 self.durable.refuse_to_start_over()
                 return False if back else self._begin(run)
             self._fill(run, found)
+            if back is not None:
+                self.generation = generation + 1
             if back is not None and back.pass_over:
-                self.spikes, self.generation = spikes, generation + 1
+                self.spikes = spikes
         self.run = run
         if back is None:
-            self._ledger("restored", step=found.key[1], tier=found.tier)
+            self.tell.ledger("restored", step=found.key[1], tier=found.tier)
         else:
-            self._ledger("rolled_back", step=found.key[1], why="data" if back.pass_over else "corruption")
+            self.tell.ledger("rolled_back", step=found.key[1], why="data" if back.pass_over else "corruption")
         return True
 
     def _newest(self, most: int | None) -> Found | None:
@@ -153,7 +159,7 @@ class Guard:
     def _begin(self, run: Any) -> bool:
         """A run's very beginning is saved, too: something to go back to, and a sign that the disk takes it."""
         self.run = run
-        self._ledger("restored", step=0, tier="none")
+        self.tell.ledger("restored", step=0, tier="none")
         self._save(run, durable=True, checked=self.peers.replicas > 1)
         return False
 
@@ -167,6 +173,7 @@ class Guard:
     def _fill(self, run: Any, found: Found) -> None:
         record = dict(found.record)
         guard = record.pop("guard", None)
+        self.recheck.sound = min(record.pop("sound", 0), found.key[1])
         self.fill(run, found.tensors, record)
         self.generation = found.key[0]
         if guard:
@@ -176,12 +183,15 @@ class Guard:
     def settle(self) -> Verdict:
         """Of the run's last step: go, or back."""
         self._settle()
-        return self._compare_if_due() or Verdict()
+        found = self._compare_if_due()
+        if found is not None:
+            self.rolling = replace(found, rate=self.spikes.rate)
+        return self.rolling or Verdict()
 
     def finished(self) -> None:
         """The run is done: all saves are on disk, and memory is given back."""
         self.saver.drain()
-        self._ledger("end", why="finished")
+        self.tell.ledger("end", why="finished")
         self.pulse.end()
         signals.ignore()
         self.peers.gather(None)
@@ -197,7 +207,9 @@ class Guard:
         else:
             self._hold()
         if self.phase == "evaluate":
-            self._ledger("evaluated")
+            self.tell.ledger("evaluated")
+        if phase == "backward":
+            self.recheck.begin(step)
         self.phase = phase
         self.pace.enter(phase)
         self.pulse.beat(step, phase)
@@ -208,47 +220,56 @@ class Guard:
         self._wait("saving", self.saver.settle)
         if self.saver.newest is not None:
             seal = self.saver.newest[1]
-            self.trial.note(seal.step, seal.hash)
+            self.comparing.trial.note(seal.step, seal.hash)
 
     def judge(self, step: int, loss: float, norm: float) -> Verdict:
         """What to do with the gradients of step `step`: the same on every rank."""
         self.pace.enter("judging")
         self._settle()
         self._look_for_slow_ones()
-        verdict = self._compare_if_due() or self._agree(step, loss, norm) or self._judge_values(step, loss, norm)
+        found = self._compare_if_due() or self.comparing.agree(step, loss, norm) or self._recheck(step)
+        verdict = replace(found, rate=self.spikes.rate) if found else self._judge_values(step, loss, norm)
         if verdict.action in ("go", "skip"):
             self._hold()  # the state is about to change
+        if verdict.action in ("roll_back", "lower_rate"):
+            self.rolling = verdict
         return verdict
 
-    def _agree(self, step: int, loss: float, norm: float) -> Verdict | None:
-        """Loss and norm are of all ranks, so all must have the same; where one has not, its gradients are its own.
+    def _recheck(self, step: int) -> Verdict | None:
+        """Were this step's gradients computed right by everybody?"""
+        verdict = self.recheck.judge(step)
+        self.waited["checking"] += self.recheck.seconds
+        self.recheck.seconds = 0.0
+        if self.recheck.every:
+            self.durable.sound = self.recheck.sound
+        if verdict is not None and verdict.action == "roll_back":
+            self._forget_after(verdict.to, verdict.why)
+            if self.peers.rank in self.recheck.unreliable:
+                raise Unreliable(verdict.why)
+            self.peers.gather(None)  # an unreliable one ends; without it there is nothing to wait for
+        return verdict
 
-        The weights are still right then, and the step is computed once more. If that does not help, they are not.
-        """
-        said = self.peers.words(loss, norm)
-        if len(set(said)) == 1:
-            self._accuse(self.doubted, step)
-            self.doubted = []
+    def _forget_after(self, step: int, why: str) -> None:
+        """No state of more than `step` steps is to be trusted."""
+        self.saver.drain()
+        self.saver.forget_after(step)
+        if self.peers.rank == 0:
+            for state in self.durable.states():
+                if state.step > step:
+                    self.durable.quarantine(state, [why])
+        self.peers.gather(None)  # nobody looks for a state before all have forgotten
+
+    def _compare_if_due(self) -> Verdict | None:
+        if self.due is None or self.saver.newest is None:
             return None
-        self.doubted = outliers(said) or []
-        whose = f"wrong: rank {', '.join(map(str, self.doubted))}" if self.doubted else "nobody can say whose"
-        why = f"the ranks have different losses or norms in step {step}; {whose}"
-        self._say(why)
-        self._ledger("fault", kind="corruption", rank=(self.doubted or [None])[0], step=step, why=why)
-        if self.repeating != step:
-            self.repeating = step
-            return Verdict(action="again", rate=self.spikes.rate, why=why)
-        self.repeating = None
-        return self._back(step, why)
-
-    def _back(self, step: int, why: str) -> Verdict:
-        """To a state on which all agreed, and the same data again; raises where that has been tried."""
-        times = self.trial.begin(step)
-        if times > self.settings.corrupt_most:
-            hint = "take that machine out of the run: its arithmetic is not reliable"
-            raise PunaError(f"step {step} came out differently on the replicas {times} times: {why}", hint=hint)
-        self.rolling = Verdict(action="roll_back", to=step - 1, pass_over=False, rate=self.spikes.rate, why=why)
-        return self.rolling
+        (key, self.due), began = (self.due, None), time.perf_counter()
+        verdict = self.comparing.compare(key, self.saver.newest[1].hash)
+        if verdict is None:
+            self.memory.verify(key)
+            if self.settings.save.durable(key[1]):
+                self._publish()
+        self.waited["checking"] += time.perf_counter() - began
+        return verdict
 
     def _hold(self) -> None:
         if not self.changing:
@@ -270,17 +291,15 @@ class Guard:
             self._release()
 
     def _judge_values(self, step: int, loss: float, norm: float) -> Verdict:
-        repeated = self.repeating == step
+        repeated = self.comparing.repeating == step
         verdict, self.spikes = self.settings.spikes.judge(self.spikes, step, loss, norm, repeated=repeated)
-        self.repeating = step if verdict.action == "again" else None
+        self.comparing.repeating = step if verdict.action == "again" else None
         if verdict.action != "go":
-            self._say(f"step {step}: {verdict.why}: {verdict.action.replace('_', ' ')}")
-            self._ledger("verdict", step=step, action=verdict.action, why=verdict.why)
+            self.tell.say(f"step {step}: {verdict.why}: {verdict.action.replace('_', ' ')}")
+            self.tell.ledger("verdict", step=step, action=verdict.action, why=verdict.why)
         elif repeated:
-            self._say(f"step {step}: the second computation was good; the first one was the machine's fault")
-            self._ledger("transient", step=step)
-        if verdict.action in ("roll_back", "lower_rate"):
-            self.rolling = verdict
+            self.tell.say(f"step {step}: the second computation was good; the first one was the machine's fault")
+            self.tell.ledger("transient", step=step)
         self.made = verdict.action == "go"
         return verdict
 
@@ -297,14 +316,14 @@ class Guard:
         self.pace.end_step()
         self.pulse.own_s = self.pace.last_s
         spent = {name: round(seconds, 6) for name, seconds in self.waited.items() if seconds}
-        self._ledger("step", step=step, **({} if self.made else {"made": False}), **spent)
+        self.tell.ledger("step", step=step, **({} if self.made else {"made": False}), **spent)
         self.waited = dict.fromkeys(self.waited, 0.0)
 
     # --- saving and comparing
 
     def _save(self, run: Any, *, durable: bool, checked: bool = False) -> None:
         tensors, record, cut = self.capture(run)
-        record = {**record, "guard": config.to_json(self.spikes), "layout": self.layout}
+        record = {**record, "guard": config.to_json(self.spikes), "layout": self.layout, "sound": self.recheck.sound}
         record = json.loads(json.dumps(record))  # the run goes on while it is written
         snapshot = Snapshot(step=run.position.step, generation=self.generation, tensors=tensors, record=record, cut=cut)
         self.saver.start(snapshot, must=durable or checked)
@@ -323,54 +342,15 @@ class Guard:
         else:
             self.saver.publish(slot, seal)
 
-    def _compare_if_due(self) -> Verdict | None:
-        if self.due is None or self.saver.newest is None:
-            return None
-        began = time.perf_counter()
-        _, seal = self.saver.newest
-        comparison = Comparison(key=self.due, hashes=self.peers.gather(seal.hash), parts=self.peers.all_parts)
-        self.due = None
-        verdict = self._weigh(comparison)
-        self.waited["checking"] += time.perf_counter() - began
-        return verdict
-
-    def _weigh(self, comparison: Comparison) -> Verdict | None:
-        wrong, step = comparison.wrong(), comparison.key[1]
-        if wrong == []:
-            self.memory.verify(comparison.key)
-            if self.trial.times and self.trial.first:  # on all ranks or on none
-                self._accuse(earliest(self.peers.gather(self.trial.first_difference())), step)
-            self.trial.end()
-            if self.settings.save.durable(step):
-                self._publish()
-            return None
-        whose = "nobody can say whose yet" if wrong is None else f"wrong: rank {', '.join(map(str, wrong))}"
-        self._say(f"replicas differ after step {step}; {whose}; making the steps since the last comparison again")
-        self._ledger("fault", kind="corruption", rank=(wrong or [None])[0], step=step, why=f"replicas differ; {whose}")
-        return self._back(step, f"replicas differ after step {step}")
-
-    def _accuse(self, ranks: list[int], step: int) -> None:
-        for rank in ranks:
-            node = self.peers.nodes[rank]
-            self._say(
-                f"rank {rank} on {node} had a wrong number in or before step {step}: made again, it comes out differently"
-            )
-            if self.peers.rank == 0:
-                nodes.note(self.out, node, "corruption")
-                self._ledger("accused", rank=rank, node=node, step=step, kind="corruption")
-
     def _look_for_slow_ones(self) -> None:
         if not self.paces_due:
             return
         self.paces_due, began = False, time.perf_counter()
         own_s, usual_s = zip(*self.peers.gather((list(self.pace.own), self.pace.usual_s)))
         self.waited["checking"] += time.perf_counter() - began
-        if self.peers.rank != 0:
-            return
-        for rank, score in slow(self.settings.straggler, own_s, usual_s, self.peers.stages).items():
-            node = self.peers.nodes[rank]
-            self._ledger("slow", rank=rank, node=node, score=round(score, 3))
-            nodes.note(self.out, node, "slow")
+        if self.peers.rank == 0:
+            for rank, score in slow(self.settings.straggler, own_s, usual_s, self.peers.stages).items():
+                self.tell.slow(rank, score)
 
     def _wait(self, what: str, action: Callable[[], None]) -> None:
         began = time.perf_counter()
@@ -394,7 +374,7 @@ class Guard:
         for slot, seal in sorted(self.memory.sealed().items(), key=lambda s: s[1].key, reverse=True)[: self._copies()]:
             if self.memory.holds and self.peers.replica == 0:
                 self.saver.publish_now(slot, seal)
-        self._ledger("end", why="asked to", step=step)
+        self.tell.ledger("end", why="asked to", step=step)
 
     def _copies(self) -> int:
         """With several parts, ranks may be a step apart: two states, of which all have one."""
@@ -404,12 +384,4 @@ class Guard:
 
     def _note(self, event: str, **values: Any) -> None:
         if event in ("save_failed", "durable"):
-            self._ledger(event, **values)
-
-    def _ledger(self, event: str, **values: Any) -> None:
-        if self.ledger is not None:
-            self.ledger.write(event, **values)
-
-    def _say(self, text: str) -> None:
-        if self.peers.rank == 0:
-            log.warn(text)
+            self.tell.ledger(event, **values)

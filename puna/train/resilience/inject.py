@@ -9,27 +9,44 @@ their own. The time of each is written to `injected.jsonl`, from which detection
     raise   an exception                         abort   os.abort                 oom    takes memory until it is killed
     slow    `seconds` more in each of `steps`, in its forward pass
     flip    a bit of a gradient, after the ranks exchanged them
+    wrong   a bit of what this rank brings to the sum of gradients; `times` times on end, on one `node` or on any
     nan     the batch of one step, computed once or (with "stays") whenever that step comes
     flipped, truncated, missing   the newest state on disk is damaged, this node's memory is lost, and the rank dies
 """
 
 import ctypes
+import dataclasses
 import json
 import os
 import random
 import resource
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from puna.artifacts import WORK
+from puna.train.resilience.peers import node_name
 
 PLAN, DONE = "faults.json", "injected.jsonl"
-PLANNED = ("kill", "stop", "hang", "raise", "abort", "oom", "slow", "flip", "nan", "flipped", "truncated", "missing")
+PLANNED = (
+    "kill",
+    "stop",
+    "hang",
+    "raise",
+    "abort",
+    "oom",
+    "slow",
+    "flip",
+    "wrong",
+    "nan",
+    "flipped",
+    "truncated",
+    "missing",
+)
 
 _plan: list[dict[str, Any]] = []
 _now = -1  # the step that is being made
@@ -50,9 +67,18 @@ def prepare(out: Path) -> None:
     _plan = json.loads(path.read_text()) if path.is_file() else []
 
 
-def planned(out: Path, parts: Sequence[torch.nn.Module]) -> Callable[[int, str], None] | None:
-    """What a guard is to call at each beat of a run with a plan; None for one without."""
+def planned(
+    out: Path, parts: Sequence[torch.nn.Module], brought: Any = None, loader: Any = None
+) -> Callable[[int, str], None] | None:
+    """What a guard is to call at each beat of a run with a plan; None for one without.
+
+    `brought` (puna/parallel/brought.py) is where gradients can be spoilt before their sum, `loader` where batches can.
+    """
     prepare(out)
+    if any(_is_mine(fault, "wrong") for fault in _plan):
+        brought.meddle = spoil_gradients
+    if loader is not None and any(_is_mine(fault, "nan") for fault in _plan):
+        loader.step = _spoiling(loader.step)
     model = torch.nn.ModuleList(parts)
     if any(_is_mine(fault, "slow") for fault in _plan):
         slow_down(model)
@@ -86,6 +112,8 @@ def at(step: int, phase: str, model: torch.nn.Module) -> None:
     """Called by a rank in `phase` of `step`: `backward` before its forward, `update` when gradients are exchanged."""
     global _now
     _now, rank = step, int(os.environ.get("RANK", "0"))
+    if phase == "backward":
+        _spoil_batches(step)
     for fault in _plan:
         if _is_due(fault, step, rank) and phase == fault.get("phase", _phase(fault["kind"])):
             _mark(fault)
@@ -104,13 +132,67 @@ def spoil(step: int, batch: torch.Tensor) -> torch.Tensor:
     return batch
 
 
+_batches: list[Any] = []  # of the real loop's step
+_healthy: list[tuple[torch.Tensor, torch.Tensor]] = []  # what was spoilt, and what it was
+
+
+def _spoiling(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A loader's `step`, which remembers its batches."""
+
+    def step(*arguments: Any) -> Any:
+        _numbers, _batches[:] = made = make(*arguments)
+        return made
+
+    return step
+
+
+def _spoil_batches(step: int) -> None:
+    """The real loop's batches get NaN where that is planned; what it computes once more is as it was."""
+    while _healthy:
+        tensor, before = _healthy.pop()
+        tensor.copy_(before)
+    for tensor in (tensor for batch in _batches for tensor in _weights(batch)):
+        spoilt = spoil(step, tensor)
+        if spoilt is not tensor:
+            _healthy.append((tensor, tensor.clone()))
+            tensor.copy_(spoilt)
+
+
+def _weights(batch: Any) -> Iterator[torch.Tensor]:
+    """A batch's floating-point tensors: how much each of its predictions counts."""
+    for value in vars(batch).values():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            yield value
+        elif dataclasses.is_dataclass(value):
+            yield from _weights(value)
+
+
+_left: dict[int, int] = {}  # fault -> how many times it still comes
+
+
+def spoil_gradients(gradients: torch.Tensor) -> None:
+    """Flip a bit of what this rank brings to a sum, if that is planned for now."""
+    for fault in _plan:
+        if not _is_mine(fault, "wrong") or _now < fault["step"] or fault.get("node", node_name()) != node_name():
+            continue
+        if fault["id"] not in _left:
+            _left[fault["id"]] = 0 if _marked(fault) and "node" not in fault else fault.get("times", 1)
+            _mark(fault)
+        if _left[fault["id"]] > 0:
+            _left[fault["id"]] -= 1
+            flip_bit(gradients, random.Random(f"{fault['id']} {_left[fault['id']]}"))
+
+
 def _phase(kind: str) -> str:
     return "update" if kind == "flip" else "backward"
 
 
 def _is_due(fault: dict[str, Any], step: int, rank: int) -> bool:
     return (
-        fault["kind"] not in ("slow", "nan") and fault["rank"] == rank and fault["step"] == step and not _marked(fault)
+        fault["kind"] not in ("slow", "nan", "wrong")
+        and fault["rank"] == rank
+        and fault["step"] == step
+        and not _marked(fault)
     )
 
 
@@ -186,10 +268,15 @@ def _confine_memory(most_bytes: int) -> bool:
 
 def flip_gradient(model: torch.nn.Module, draw: random.Random) -> None:
     """Flip one bit of one gradient."""
-    gradient = draw.choice([p.grad for p in model.parameters() if p.grad is not None]).view(-1)
-    bits = gradient.view(torch.int32)
-    place = draw.randrange(bits.numel())
-    bits[place] ^= 1 << draw.randrange(8, 31)  # a bit that the update does not round away
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    local = [g.to_local() if hasattr(g, "to_local") else g for g in found]
+    flip_bit(draw.choice([g for g in local if g.numel()]), draw, highest=31)
+
+
+def flip_bit(numbers: torch.Tensor, draw: random.Random, *, highest: int = 23) -> None:
+    """Flip a bit of a float32, below `highest`: of the mantissa, unless told otherwise."""
+    bits = numbers.view(-1).view(torch.int32)
+    bits[draw.randrange(bits.numel())] ^= 1 << draw.randrange(8, highest)  # a bit that the update does not round away
 
 
 def flip_file_bit(path: Path, draw: random.Random) -> int:

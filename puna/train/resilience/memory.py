@@ -88,6 +88,12 @@ class MemoryTier:
             if not seal.verified:
                 self._path(slot).unlink(missing_ok=True)
 
+    def forget_after(self, step: int) -> None:
+        """Remove all states of more than `step` steps."""
+        for slot, seal in self.sealed().items():
+            if seal.step > step:
+                self._path(slot).unlink(missing_ok=True)
+
     def sealed(self) -> dict[int, Seal]:
         """Slot -> seal, of this replica's whole slots."""
         return _seals(self.seals)

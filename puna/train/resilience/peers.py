@@ -123,7 +123,9 @@ def _store_of_agent(timeout: datetime.timedelta) -> dist.Store:
     """
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         hint = "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every node, or --max-restarts=0"
-        raise ConfigError("over several nodes, torchrun cannot start ranks again with a store that it shares", hint=hint)
+        raise ConfigError(
+            "over several nodes, torchrun cannot start ranks again with a store that it shares", hint=hint
+        )
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
     return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -61,6 +61,12 @@ class Saver:
         self.settle()
         self._queue.join()
 
+    def forget_after(self, step: int) -> None:
+        """Remove all copies in memory of more than `step` steps, also those of another node's parts."""
+        self.memory.forget_after(step)
+        if self.sharing is not None:
+            self.sharing.store.forget_after(step)
+
     def _copy_all(self) -> None:
         """One thread for all copies: to start one for each would cost the training a switch of Python's lock, 5 ms."""
         while True:
