@@ -45,7 +45,7 @@ from puna.artifacts import write_atomic
 from puna.model.checkpoint import hf_config
 from puna.model.convert import hf_name
 from puna.model.sizes import SIZES, LlamaConfig
-from puna.model.tensorfile import write_tensors
+from puna.model.tensorwriter import write_tensors
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent

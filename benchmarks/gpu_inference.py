@@ -28,13 +28,14 @@ import machine
 import torch
 
 from puna.inference.cuda_runner import CudaRunner, cache_bytes_of
-from puna.inference.pool import bytes_per_token
+from puna.inference.room import bytes_per_token
 from puna.inference.spans import BLOCK_TOKENS, Span
 from puna.inference.step_inputs import Buffers, step_of
 from puna.kernels.paged_attention import paged_attention
 from puna.model.llama import Llama
 from puna.model.sizes import SIZES, LlamaConfig
-from puna.quant.groups import Packed, packed_shapes
+from puna.quant.forms import packed_shapes
+from puna.quant.groups import Packed
 from puna.quant.modules import QuantLinear, QuantMatrix
 
 GROUP = 64
@@ -223,7 +224,7 @@ class Bench:
         return self.runner
 
     def _kv_bytes(self) -> int:
-        return bytes_per_token(self.config, torch.bfloat16)
+        return bytes_per_token(self.config, 2)
 
     def attention(self) -> list[dict]:
         runner, c, found = self.load(self.form or "bf16"), self.config, []

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from inference_peers.exchange import prompt
 from puna.inference.native import NativeRunner
@@ -17,13 +17,11 @@ class Runner:
 
     def __init__(self, path: str, threads: int, chunk: int = CHUNK):
         self.path, self.threads, self.chunk = Path(path), threads, chunk
-        torch.set_num_threads(1)  # the kernels have threads of their own
 
     def load(self) -> dict:
         self.runner = native_runner(self.path, self.threads)
         return {"settings": "bfloat16 cache"}
 
-    @torch.inference_mode()
     def prefill(self, tokens: int) -> int:
         ids, blocks = prompt(tokens), list(range(-(-tokens // BLOCK_TOKENS)))
         for start in range(0, tokens, self.chunk):
@@ -44,13 +42,13 @@ class Runner:
             begin += count
         config = self.runner.config
         longest = max(contexts)
-        keys = torch.randn(2, longest, config.n_kv_heads, config.head_dim)
+        shape = (2, longest, config.n_kv_heads, config.head_dim)
+        keys = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         for blocks, context in zip(self.blocks, contexts):
             for layer in range(config.n_layers if context else 0):
-                table = torch.tensor(blocks, dtype=torch.int32)
+                table = np.array(blocks, dtype=np.int32)
                 self.runner.cache.write(layer, table, 0, keys[0, :context], keys[1, :context])
 
-    @torch.inference_mode()
     def decode(self, steps: int) -> list[int]:
         said = []
         for _ in range(steps):
@@ -73,7 +71,6 @@ class WholeEngine:
 
     def __init__(self, path: str, threads: int):
         self.path, self.threads = Path(path), threads
-        torch.set_num_threads(1)
 
     def load(self) -> dict:
         from puna.inference.engine import Engine
@@ -110,6 +107,6 @@ class WholeEngine:
         return [answer.text[:16] for answer in found]
 
 
-def native_runner(path: Path, threads: int, dtype: torch.dtype = torch.bfloat16) -> NativeRunner:
+def native_runner(path: Path, threads: int, dtype: str = "bfloat16") -> NativeRunner:
     """The model at `path` in the kernels' hands; numbers and cache are of type `dtype`, codes stay codes."""
     return NativeRunner.load(path, dtype=dtype, threads=threads, blocks=CACHE_TOKENS // BLOCK_TOKENS)

@@ -20,17 +20,19 @@ import torch
 from torch import Tensor
 
 from puna.config import to_json
-from puna.model.checkpoint import CONFIG, QUANTISED, WEIGHTS, write_folder
+from puna.model.checkpoint import write_folder
 from puna.model.convert import hf_name, is_rotary, to_hf_rows
+from puna.model.folder import CONFIG, QUANTISED, WEIGHTS
 from puna.model.gguf import blocks
 from puna.model.gguf.format import Container, Pending, write_container
 from puna.model.gguf.llama import ROPE_FREQS, frequency_divisors, gguf_name
 from puna.model.gguf.write import KINDS, settings_of
 from puna.model.sizes import SIZES, LlamaConfig
-from puna.model.tensorfile import TensorFile, write_tensors
-from puna.quant.forms import Form, QuantConfig
+from puna.model.tensorfile import TensorFile
+from puna.model.tensorwriter import write_tensors
+from puna.quant.forms import Form, QuantConfig, part_names, part_shapes
 from puna.quant.groups import pack4, pack6
-from puna.quant.parts import part_dtypes, part_names, part_shapes
+from puna.quant.parts import part_dtypes
 
 SHAPES = {"1b": SIZES["llama-3.2-1b"], "8b": SIZES["llama-3.1-8b"], "tiny": SIZES["llama-3.2-1b"]}
 GROUP = 32

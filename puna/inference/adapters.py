@@ -8,19 +8,16 @@ untouched, so requests with and without an adapter run in one batch: each span's
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from puna.errors import ArtifactError
 from puna.inference.spans import Span
-from puna.model.checkpoint import read_json
-from puna.model.convert import is_rotary, meta_name, to_meta_rows
-from puna.model.llama import Llama
+from puna.model.convert import is_rotary, meta_name, meta_order
+from puna.model.folder import read_json
 from puna.model.sizes import LlamaConfig
 from puna.model.tensorfile import TensorFile
 
@@ -39,9 +36,9 @@ _NEUTRAL = {  # settings that change what the weights mean, and the values at wh
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is added to which matrix: Meta's name of the module -> (A, s B)."""
+    """What is added to which matrix: Meta's name of the module -> (A, s B), float32."""
 
-    factors: dict[str, tuple[Tensor, Tensor]]
+    factors: dict[str, tuple[np.ndarray, np.ndarray]]
 
     @classmethod
     def load(cls, path: Path, config: LlamaConfig) -> "Adapter":
@@ -57,8 +54,7 @@ class Adapter:
         scale = _scale(path, settings)
         if not (path / WEIGHTS).is_file():
             raise ArtifactError(f"{path} has no {WEIGHTS}", hint="save the adapter in safetensors form")
-        with torch.device("meta"):
-            shapes = {name: tuple(weight.shape) for name, weight in Llama(config).named_parameters()}
+        shapes = config.shapes()
         factors = {}
         with TensorFile(path / WEIGHTS) as file:
             for name in file.entries:
@@ -71,17 +67,13 @@ class Adapter:
                     raise ArtifactError(f"{path / WEIGHTS}: {stem!r} is no matrix of a Llama's layer")
                 if stem + _B not in file.entries:
                     raise ArtifactError(f"{path / WEIGHTS}: {stem + _B!r} is missing")
-                a, b = file.read(name).float(), file.read(stem + _B).float() * scale
+                a, b = file.numbers(name), file.numbers(stem + _B) * np.float32(scale)
                 if ours not in shapes or (b.shape[0], a.shape[1]) != shapes[ours] or a.shape[0] != b.shape[1]:
                     found = f"{path / WEIGHTS}: {stem!r} changes a matrix of {b.shape[0]} x {a.shape[1]}"
                     raise ArtifactError(found, hint=f"this model has {shapes.get(ours, 'no such matrix')}")
-                rows = to_meta_rows(b, config.head_dim) if is_rotary(ours) else b
+                rows = b[meta_order(len(b), config.head_dim)] if is_rotary(ours) else b
                 factors[ours.removesuffix(".weight")] = (a, rows)
         return cls(factors)
-
-    def to(self, like: Tensor) -> "Adapter":
-        """The adapter in the type and on the device of `like`."""
-        return Adapter({name: (a.to(like), b.to(like)) for name, (a, b) in self.factors.items()})
 
 
 def _scale(path: Path, settings: dict) -> float:
@@ -89,21 +81,6 @@ def _scale(path: Path, settings: dict) -> float:
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise ArtifactError(f"{path / CONFIG}: r={rank!r}, lora_alpha={alpha!r} are not a rank and a number")
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-
-
-@contextmanager
-def apply_adapters(model: Llama, adapters: Sequence[Adapter], spans: Sequence[Span]) -> Iterator[None]:
-    """Within, `model` adds to each span's tokens what the span's adapter says; tokens are one row (1, N)."""
-    hooks = []
-    try:
-        for index, tokens in tokens_of_adapters(spans).items():
-            at = torch.tensor(tokens, device=model.norm.weight.device)
-            for name, (a, b) in adapters[index].factors.items():
-                hooks.append(model.get_submodule(name).register_forward_hook(_adding(at, a, b)))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def tokens_of_adapters(spans: Sequence[Span]) -> dict[int, list[int]]:
@@ -115,12 +92,3 @@ def tokens_of_adapters(spans: Sequence[Span]) -> dict[int, list[int]]:
             rows.setdefault(span.adapter, []).extend(range(begin, begin + len(span.tokens)))
         begin += len(span.tokens)
     return rows
-
-
-def _adding(at: Tensor, a: Tensor, b: Tensor):
-    def hook(_module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        output = output.clone()
-        output[0, at] += inputs[0][0, at] @ a.T @ b.T
-        return output
-
-    return hook

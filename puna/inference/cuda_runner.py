@@ -22,10 +22,12 @@ from torch import Tensor
 
 from puna.inference.adapters import Adapter, tokens_of_adapters
 from puna.inference.fused_llama import Additions, FusedLlama
-from puna.inference.pool import bytes_per_token
-from puna.inference.scoring import score
+from puna.inference.room import bytes_per_token
 from puna.inference.spans import BLOCK_TOKENS, Span, Window
 from puna.inference.step_inputs import SIZES, Buffers, Step, captured_size, filled_up, step_of
+from puna.inference.torch_adapters import Factors, factors_like
+from puna.inference.torch_scoring import score
+from puna.kernels.logits import Logits
 from puna.kernels.paged_attention import CHUNK
 from puna.kernels.triton import why_not
 from puna.model.llama import Llama
@@ -62,14 +64,14 @@ class CudaRunner:
         c = self.config
         room = (c.n_layers, blocks + 1, block_tokens, c.n_kv_heads, c.head_dim)
         self._keys, self._values = (torch.zeros(room, dtype=weight.dtype, device=self.device) for _ in "kv")
-        self._adapters: list[Adapter] = []
+        self._adapters: list[Factors] = []
         self._sizes = sizes if graphs else ()
         self._captured: dict[int, _Captured] = {}
         self._graph_memory = torch.cuda.graph_pool_handle() if self.device.type == "cuda" and graphs else None
 
     def add_adapter(self, adapter: Adapter) -> int:
         """Make a LoRA adapter known; its index for `Span.adapter`."""
-        self._adapters.append(adapter.to(self.model.norm.weight))
+        self._adapters.append(factors_like(adapter, self.model.norm.weight))
         return len(self._adapters) - 1
 
     def copy_block(self, source: int, target: int) -> None:
@@ -91,8 +93,12 @@ class CudaRunner:
             self._capture(size)
 
     @torch.inference_mode()
-    def forward(self, spans: Sequence[Span]) -> Tensor:
-        """Logits (sum of wanted, V) float32, in the order of the spans."""
+    def forward(self, spans: Sequence[Span]) -> Logits:
+        """Logits (sum of wanted, V) float32, in the order of the spans; they stay on the GPU."""
+        logits = self._logits(spans)
+        return logits.numpy() if self.device.type == "cpu" else logits
+
+    def _logits(self, spans: Sequence[Span]) -> Tensor:
         step = step_of(spans, self.block_tokens, self.config.n_heads // self.config.n_kv_heads)
         size = captured_size(spans, self._sizes)
         if size is not None:
@@ -120,7 +126,7 @@ class CudaRunner:
         added: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         for index, tokens in tokens_of_adapters(spans).items():
             at = torch.tensor(tokens, device=self.device)
-            for name, (a, b) in self._adapters[index].factors.items():
+            for name, (a, b) in self._adapters[index].items():
                 added.setdefault(name, []).append((at, a, b))
         return added
 
@@ -216,5 +222,5 @@ def cache_bytes_of(free: int, config: LlamaConfig, dtype: torch.dtype) -> int:
     vectors = 2 * _STEP_TOKENS * widest * dtype.itemsize
     logits = 2 * SIZES[-1] * config.vocab_size * 4
     matrix = config.vocab_size * config.dim * dtype.itemsize
-    block = bytes_per_token(config, dtype) * BLOCK_TOKENS
+    block = bytes_per_token(config, dtype.itemsize) * BLOCK_TOKENS
     return max(int(_SHARE * free) - vectors - logits - matrix, block)

@@ -18,8 +18,7 @@ docs/engine.md walks one request through all this.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from puna.chat import Completion, Continuation, Message, Request, Structure
 from puna.config import require
@@ -36,10 +35,14 @@ from puna.inference.spans import Runner
 from puna.inference.speculation import make_guesser
 from puna.inference.structure import Forms
 from puna.inference.turns import Turns
-from puna.model.llama import Llama
-from puna.model.opening import checkpoint_format
+from puna.kernels.logits import Logits
+from puna.kernels.threads import set_threads
+from puna.model.opening import Dtype, checkpoint_format
 from puna.tokenizer import AnyTokenizer
 from puna.tokenizer.formats import DialogFormat, dialog_format
+
+if TYPE_CHECKING:
+    from puna.model.llama import Llama
 
 SLOTS = 64
 STEP_TOKENS = 512
@@ -58,7 +61,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Llama | Runner,
+        model: "Llama | Runner",
         tokenizer: AnyTokenizer,
         *,
         format: DialogFormat | None = None,
@@ -68,15 +71,15 @@ class Engine:
         step_tokens: int = STEP_TOKENS,
         queue: int | None = None,
         lookahead: int = 0,
-        draft: Llama | None = None,
+        draft: "Llama | None" = None,
         runner: Choice = "auto",
     ):
         require(slots > 0, f"slots={slots} must be positive")
         require(step_tokens > 0, f"step_tokens={step_tokens} must be positive")
         self.tokenizer = tokenizer
         self.format = format or dialog_format(tokenizer)
-        if isinstance(model, Llama):
-            model = make_runner(model.eval().requires_grad_(False), cache_bytes=cache_bytes, kv=kv, choice=runner)
+        if not isinstance(model, Runner):
+            model = make_runner(model, cache_bytes=cache_bytes, kv=kv, choice=runner)
         self._runner = model
         room = self._runner.blocks * self._runner.block_tokens
         self._context = model.config.context
@@ -95,7 +98,7 @@ class Engine:
         path: Path,
         *,
         threads: int | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype | None = None,
         device: str = "cpu",
         dialog: str = "",
         cache_bytes: int | None = None,
@@ -105,14 +108,14 @@ class Engine:
     ) -> "Engine":
         """The engine for the model at `path`: ours, quantised or not, or of any format that `opening` knows.
 
-        `threads` sets PyTorch's number of threads for the whole process; None leaves it. `dtype` is what numbers are
+        `threads` sets the number of threads for the whole process; None leaves it (`kernels/threads.py`). `dtype` is what numbers are
         computed with (`open_runner` says what None means). `dialog` names the dialog format
         (`formats.FORMATS`); by default the checkpoint says which. `settings` are those of the constructor. Raises
         `ArtifactError`, and `ConfigError` for a format that is none or not for this vocabulary.
         """
         path = Path(path)
         if threads is not None:
-            torch.set_num_threads(threads)
+            set_threads(threads)
         format = checkpoint_format(path, dialog)
         opened = open_runner(path, dtype=dtype, device=device, cache_bytes=cache_bytes, kv=kv, choice=runner)
         return cls(opened, format.tokenizer, format=format, runner=runner, **settings)
@@ -182,7 +185,6 @@ class Engine:
         finally:
             self._abandon([sequence])
 
-    @torch.inference_mode()
     def score(self, continuations: Sequence[Continuation]) -> list[float]:
         """The log-likelihood of each text, in nats, in order; exact for texts longer than the context (`scoring.py`).
 
@@ -252,7 +254,6 @@ class Engine:
             cached_tokens=sequence.found,
         )
 
-    @torch.inference_mode()
     def _step(self) -> None:
         try:
             readings = self._scheduler.plan(self._guesser.ahead if self._guesser else 0)
@@ -275,7 +276,7 @@ class Engine:
             reading.span.wanted += len(guess)
         return guesses
 
-    def _draw(self, readings: list[Reading], guesses: list[list[int]], logits: torch.Tensor) -> None:
+    def _draw(self, readings: list[Reading], guesses: list[list[int]], logits: Logits) -> None:
         """Draw for the sequences that were read to their end, and for those that wait for the same prompt."""
         rows, indices = [], []
         end = 0

@@ -15,27 +15,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from puna.kernels import native
-from puna.model.checkpoint import WeightFiles
-from puna.model.convert import hf_name, is_rotary, to_meta_rows
+from puna.model.convert import hf_name, is_rotary, meta_order, to_meta_rows
 from puna.model.detect import kind_of
-from puna.model.gguf import GgufFile
-from puna.model.gguf.blocks import BLOCKS, BlockType
-from puna.model.llama import Llama, rope_frequencies
+from puna.model.folder import WeightFiles
 from puna.model.opening import open_checkpoint
+from puna.model.rope import rope_frequencies
 from puna.model.sizes import LlamaConfig
-from puna.model.tensorfile import DTYPES
 from puna.model.weights import Weights
 from puna.quant.forms import UNQUANTISED
-from puna.quant.gguf import packed_from_gguf
-from puna.quant.groups import Packed, dequantise_matrix
-from puna.quant.load import QuantisedFile
-from puna.quant.modules import QuantEmbedding, QuantLinear
+from puna.quant.stored import QuantisedFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from puna.model.gguf import GgufFile
+    from puna.model.gguf.blocks import BlockType
+    from puna.model.llama import Llama
+    from puna.quant.groups import Packed
 
 _MODULES = (
     "attention.wq",
@@ -46,8 +47,8 @@ _MODULES = (
     "feed_forward.w2",
     "feed_forward.w3",
 )
-_BLOCK_TYPES = {kind.name: kind for kind in BLOCKS.values()}
 _AS_THEY_ARE = {"Q4_0": "int4", "Q8_0": "int8"}
+_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I8": "int8", "U8": "uint8"}
 _PIECE_BYTES = 4 << 20
 _PACKED_ROWS = 64  # are packed together
 
@@ -56,11 +57,11 @@ _PACKED_ROWS = 64  # are packed together
 class Numbers:
     """How a matrix of numbers is kept: bfloat16 or float32, and whether bfloat16 is packed."""
 
-    dtype: torch.dtype
+    dtype: str
     packed: bool = True
 
     def matrix(self, rows: int, columns: int) -> native.Matrix:
-        if self.dtype != torch.bfloat16:
+        if self.dtype != "bfloat16":
             return native.Matrix("float32", rows, columns)
         return native.Matrix("bfloat16", rows, columns, packed=self.packed)
 
@@ -72,7 +73,7 @@ class Source(Protocol):
     numbers: Numbers
     codes: bool  # whether matrices are mostly codes
 
-    def vector(self, name: str) -> Tensor:
+    def vector(self, name: str) -> "np.ndarray | Tensor":
         """A norm's weights."""
         ...
 
@@ -87,6 +88,8 @@ def open_source(path: Path, numbers: Numbers) -> Iterator[Source]:
         with QuantisedFile(path) as file:
             yield _Quantised(file, numbers)
     elif kind == "gguf":
+        from puna.model.gguf import GgufFile
+
         with GgufFile(path) as file:
             yield _Gguf(file.config, file, numbers)
     else:
@@ -111,7 +114,7 @@ def read_network(source: Source, threads: int) -> native.Network:
     return network
 
 
-def in_memory(model: Llama, packed: bool = True) -> Source:
+def in_memory(model: "Llama", packed: bool = True) -> Source:
     """The weights of a model, which stay where they are."""
     return _Modules(model, packed)
 
@@ -124,7 +127,7 @@ class _Numbers:
     def __init__(self, config: LlamaConfig, weights: Weights, numbers: Numbers):
         self.config, self.numbers, self._weights = config, numbers, weights
 
-    def vector(self, name: str) -> Tensor:
+    def vector(self, name: str) -> "np.ndarray | Tensor":
         return self._weights.read(hf_name(name)).float()
 
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
@@ -140,9 +143,12 @@ class _Folder(_Numbers):
 
     _weights: WeightFiles
 
+    def vector(self, name: str) -> np.ndarray:
+        return self._weights.numbers(hf_name(name))
+
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
         stored = _stored(self._weights, name, hf_name(name), self.config)
-        if stored.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        if stored.dtype not in ("float32", "bfloat16", "float16"):
             return super().matrix(name, team)
         return self.numbers.matrix(*stored.shape).floats(team, stored)
 
@@ -150,9 +156,9 @@ class _Folder(_Numbers):
 class _Gguf(_Numbers):
     """A GGUF file: rows are in Meta's order already."""
 
-    _weights: GgufFile
+    _weights: "GgufFile"
 
-    def __init__(self, config: LlamaConfig, weights: GgufFile, numbers: Numbers):
+    def __init__(self, config: LlamaConfig, weights: "GgufFile", numbers: Numbers):
         super().__init__(config, weights, numbers)
         self.codes = self._type("layers.0.feed_forward.w1.weight").parts is not None
 
@@ -161,11 +167,13 @@ class _Gguf(_Numbers):
         rows, columns = self._weights.shape(hf_name(name))
         row_bytes = columns // kind.weights * kind.bytes
         if kind.parts is None:
-            stored = native.Stored(*self._weights.place(hf_name(name)), (rows, columns), kind.plain)
+            stored = native.Stored(*self._weights.place(hf_name(name)), (rows, columns), native.dtype_name(kind.plain))
             return self.numbers.matrix(rows, columns).floats(team, stored)
         if kind.name in _AS_THEY_ARE:
-            blocks = native.Stored(*self._weights.place(hf_name(name)), (rows, row_bytes), torch.uint8)
+            blocks = native.Stored(*self._weights.place(hf_name(name)), (rows, row_bytes), "uint8")
             return native.Matrix(_AS_THEY_ARE[kind.name], rows, columns, 32).blocks(team, blocks)
+        from puna.quant.gguf import packed_from_gguf
+
         made = None
         step = max(16, _PIECE_BYTES // row_bytes // 16 * 16)
         for start in range(0, rows, step):
@@ -174,8 +182,8 @@ class _Gguf(_Numbers):
             made.codes(team, packed.codes, packed.scales, packed.offsets, start)
         return made
 
-    def _type(self, name: str) -> BlockType:
-        return _BLOCK_TYPES[self._weights.form(hf_name(name))]
+    def _type(self, name: str) -> "BlockType":
+        return self._weights.kind(hf_name(name))
 
 
 class _Quantised:
@@ -186,8 +194,8 @@ class _Quantised:
     def __init__(self, file: QuantisedFile, numbers: Numbers):
         self.config, self.numbers, self._file = file.config, numbers, file
 
-    def vector(self, name: str) -> Tensor:
-        return self._file.weight(name).float()
+    def vector(self, name: str) -> np.ndarray:
+        return self._file.files.numbers(hf_name(name))
 
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
         form, parts = self._file.parts(name)
@@ -202,29 +210,35 @@ class _Quantised:
 def _stored(files: WeightFiles, name: str, part: str, config: LlamaConfig) -> native.Stored:
     """Where a tensor of the matrix `name` lies in a folder that has Hugging Face's row order."""
     shape = files.shape(part)
-    order = to_meta_rows(torch.arange(shape[0]), config.head_dim) if is_rotary(name) else None
-    return native.Stored(*files.place(part), shape, DTYPES[files.form(part)], order)
+    order = meta_order(shape[0], config.head_dim) if is_rotary(name) else None
+    return native.Stored(*files.place(part), shape, _NAMES.get(files.form(part), ""), order)
 
 
 class _Modules:
     """A model in memory, its matrices numbers or codes."""
 
-    def __init__(self, model: Llama, packed: bool):
+    def __init__(self, model: "Llama", packed: bool):
+        from puna.quant.modules import QuantLinear
+
         self.config, self._model = model.config, model
-        self.numbers = Numbers(model.norm.weight.dtype, packed)
+        self.numbers = Numbers(native.dtype_name(model.norm.weight.dtype), packed)
         self.codes = isinstance(model.layers[0].feed_forward.w1, QuantLinear)
 
-    def vector(self, name: str) -> Tensor:
+    def vector(self, name: str) -> "Tensor":
         return self._model.get_parameter(name)
 
     def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+        from puna.quant.modules import QuantEmbedding, QuantLinear
+
         module = self._model.get_submodule(name.removesuffix(".weight"))
         packed = isinstance(module, QuantLinear | QuantEmbedding)
         return _take(module.matrix.packed() if packed else module.weight, team, self.numbers)
 
 
-def _take(weight: Tensor | Packed, team: native.Borrowed, numbers: Numbers) -> native.Matrix:
+def _take(weight: "Tensor | Packed", team: native.Borrowed, numbers: Numbers) -> native.Matrix:
     """A matrix, numbers or codes, in native form; codes in groups that the kernels don't have become numbers."""
+    from puna.quant.groups import Packed, dequantise_matrix
+
     if isinstance(weight, Packed):
         if weight.group_size % 16 == 0:
             made = _empty(weight, len(weight.codes))
@@ -233,5 +247,5 @@ def _take(weight: Tensor | Packed, team: native.Borrowed, numbers: Numbers) -> n
     return numbers.matrix(*weight.shape).floats(team, weight)
 
 
-def _empty(like: Packed, rows: int) -> native.Matrix:
+def _empty(like: "Packed", rows: int) -> native.Matrix:
     return native.Matrix(f"int{like.bits}", rows, like.columns, like.group_size, like.offsets is not None)

@@ -9,20 +9,22 @@ alone, bit for bit: not on the batch, nor on how a prompt was cut up.
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
 from puna.inference.adapters import Adapter
 from puna.inference.intake import Numbers, Source, in_memory, open_source, read_network
-from puna.inference.pool import cache_blocks, memory_of
+from puna.inference.room import cache_blocks, memory
 from puna.inference.spans import Span, Window
 from puna.kernels import native
-from puna.model.llama import Llama
+from puna.kernels.logits import at, best
+from puna.model.opening import Dtype
 from puna.model.sizes import LlamaConfig
 
-_KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float32"}
+if TYPE_CHECKING:
+    from puna.model.llama import Llama
+
 _ROWS_AT_ONCE = 1 << 24  # logits: 64 MB
 
 
@@ -52,29 +54,27 @@ class NativeRunner:
     ):
         c = self.config = source.config
         self.network = read_network(source, threads)
-        self._kind = "int8" if kv == "int8" else "bfloat16" if source.codes else _KINDS[source.numbers.dtype]
-        memory = memory_of(torch.device("cpu"))
-        self.blocks = blocks or cache_blocks(c, self._new_cache(1).block_bytes, cache_bytes, memory)
+        wide = not source.codes and source.numbers.dtype != "bfloat16"
+        self._kind = "int8" if kv == "int8" else "float32" if wide else "bfloat16"
+        self.blocks = blocks or cache_blocks(c, self._new_cache(1).block_bytes, cache_bytes, memory())
         self.cache = self._new_cache(self.blocks)
         self._scoring: native.Cache | None = None
 
     @classmethod
-    def load(
-        cls, path: Path, *, dtype: torch.dtype = torch.float32, packed: bool = True, **settings: object
-    ) -> "NativeRunner":
+    def load(cls, path: Path, *, dtype: Dtype = "float32", packed: bool = True, **settings: object) -> "NativeRunner":
         """The runner for the checkpoint at `path`, of any format. Raises `ArtifactError`.
 
         `packed` keeps bfloat16 in 12 bits: the same logits, sooner.
         """
-        with open_source(Path(path), Numbers(dtype, packed)) as source:
+        with open_source(Path(path), Numbers(native.dtype_name(dtype), packed)) as source:
             return cls(source, **settings)
 
     @classmethod
-    def of(cls, model: Llama, *, packed: bool = True, **settings: object) -> "NativeRunner":
+    def of(cls, model: "Llama", *, packed: bool = True, **settings: object) -> "NativeRunner":
         """The runner for a model in memory, which stays as it is."""
         return cls(in_memory(model, packed), **settings)
 
-    def forward(self, spans: Sequence[Span]) -> Tensor:
+    def forward(self, spans: Sequence[Span]) -> np.ndarray:
         """Logits (sum of wanted, V) float32; see `spans.Runner`."""
         return self._forward(spans, self.cache)
 
@@ -96,7 +96,7 @@ class NativeRunner:
     def log_likelihoods(self, windows: Sequence[Window], vocab_size: int) -> list[float]:
         """The sum of log p of each window's last tokens, in nats; in a cache of its own."""
         step = max(1, _ROWS_AT_ONCE // self.config.vocab_size)
-        sums = []
+        found = []
         for window in windows:
             needed = -(-len(window.tokens) // self.block_tokens)
             if self._scoring is None or self._scoring.blocks < needed:
@@ -109,24 +109,25 @@ class NativeRunner:
                 span = Span(window.tokens[start:end], start, list(range(needed)), max(0, wanted))
                 logits = self._forward([span], self._scoring)
                 if len(logits):
-                    targets = torch.tensor(window.tokens[end - len(logits) + 1 : end + 1])
-                    total -= float(F.cross_entropy(logits[:, :vocab_size], targets, reduction="none").double().sum())
-            sums.append(total)
+                    targets = np.array(window.tokens[end - len(logits) + 1 : end + 1])
+                    sums = best(logits[:, :vocab_size], 1)[2]
+                    total += float((at(logits, targets) - sums).sum(dtype=np.float64))
+            found.append(total)
         if self._scoring is not None:
             self._scoring.forget()
-        return sums
+        return found
 
     def _new_cache(self, blocks: int) -> native.Cache:
         c = self.config
         return native.Cache(self._kind, c.n_layers, blocks, c.n_kv_heads, c.head_dim)
 
-    def _forward(self, spans: Sequence[Span], cache: native.Cache) -> Tensor:
+    def _forward(self, spans: Sequence[Span], cache: native.Cache) -> np.ndarray:
         facts, blocks, tokens = [], [], []
         for span in spans:
             adapter = -1 if span.adapter is None else span.adapter
             facts.append((len(span.tokens), span.start, span.wanted, adapter, len(blocks)))
             blocks += span.blocks
             tokens += span.tokens
-        table = torch.tensor(facts, dtype=torch.int64).T.contiguous()
-        ids = torch.tensor(tokens, dtype=torch.int32)
-        return self.network.forward(cache, ids, table, torch.tensor(blocks, dtype=torch.int32))
+        table = np.ascontiguousarray(np.array(facts, dtype=np.int64).T)
+        ids = np.array(tokens, dtype=np.int32)
+        return self.network.forward(cache, ids, table, np.array(blocks, dtype=np.int32))

@@ -17,12 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from puna.chat import Sampling
 from puna.config import from_json, require
-from puna.kernels.top import likeliest
+from puna.kernels.logits import Logits, at, best, inverse, pick, scaled
 
 MOST_LOGPROBS = 20  # OpenAI's limit
 _FEW = 256  # candidates that mostly hold top_p of the probability; sorting the whole vocabulary costs five times more
@@ -65,28 +63,27 @@ class Rows:
     """The settings of a batch as arrays, one row per request; made anew when the batch changes."""
 
     seeds: np.ndarray  # (B,) uint64
-    temperature: Tensor  # (B, 1)
-    top_p: Tensor  # (B, 1)
-    top_k: Tensor  # (B, 1), the vocabulary's size where there is no limit
-    min_p: Tensor  # (B, 1)
-    greedy: Tensor  # indices of the rows at temperature 0
-    whole: Tensor  # of those drawn from the whole vocabulary (min_p at most)
-    ranked: Tensor  # of those with top_k or top_p
+    temperature: np.ndarray  # (B, 1) float32
+    top_p: np.ndarray  # (B, 1) float32
+    top_k: np.ndarray  # (B, 1) int64, the vocabulary's size where there is no limit
+    min_p: np.ndarray  # (B, 1) float32
+    greedy: np.ndarray  # indices of the rows at temperature 0
+    whole: np.ndarray  # of those drawn from the whole vocabulary (min_p at most)
+    ranked: np.ndarray  # of those with top_k or top_p
 
     @classmethod
-    def of(cls, settings: Sequence[Sampling], vocab_size: int, device: torch.device | str = "cpu") -> "Rows":
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+    def of(cls, settings: Sequence[Sampling], vocab_size: int) -> "Rows":
+        def column(values: list[float], dtype: type = np.float32) -> np.ndarray:
+            return np.array(values, dtype=dtype)[:, None]
 
-        def rows(kind: str) -> Tensor:
-            found = [i for i, s in enumerate(settings) if _kind(s) == kind]
-            return torch.tensor(found, dtype=torch.int64, device=device)
+        def rows(kind: str) -> np.ndarray:
+            return np.array([i for i, s in enumerate(settings) if _kind(s) == kind], dtype=np.int64)
 
         return cls(
             seeds=np.array([s.seed & (2**64 - 1) for s in settings], dtype=np.uint64),
             temperature=column([max(s.temperature, _LEAST) for s in settings]),
             top_p=column([max(s.top_p, _LEAST) for s in settings]),
-            top_k=column([s.top_k or vocab_size for s in settings]),
+            top_k=column([s.top_k or vocab_size for s in settings], np.int64),
             min_p=column([s.min_p for s in settings]),
             greedy=rows("greedy"),
             whole=rows("whole"),
@@ -101,65 +98,66 @@ def _kind(sampling: Sampling) -> str:
 
 
 def draw(
-    logits: Tensor, rows: Rows, drawn: Sequence[int], shaped: Tensor | None = None
+    logits: Logits, rows: Rows, drawn: Sequence[int], shaped: Logits | None = None
 ) -> tuple[list[int], list[float]]:
     """The next token of each request and its log-probability. `logits` (B, V) float32; `drawn` counts earlier tokens.
 
     Tokens are drawn from `shaped` where it is given; log-probabilities are those of `logits`.
     """
+    values, ids, sums = best(logits, 1)
+    if shaped is None and len(rows.greedy) == len(ids):
+        return ids[:, 0].tolist(), (values[:, 0] - sums).tolist()
+    tokens = ids[:, 0] if shaped is None else best(shaped, 1)[1][:, 0]
     shaped = logits if shaped is None else shaped
-    if len(rows.greedy) == len(logits):
-        tokens = shaped.argmax(-1)
-    else:
-        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        uniforms = torch.from_numpy(uniform(rows.seeds, np.array(drawn, dtype=np.uint64)))[:, None].to(logits.device)
-        for which, pick in ((rows.greedy, _likeliest), (rows.whole, _from_all), (rows.ranked, _from_ranked)):
-            if len(which):
-                tokens[which] = pick(shaped[which], rows, which, uniforms[which])
-    chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-    return tokens.tolist(), chosen.tolist()
+    uniforms = uniform(rows.seeds, np.array(drawn, dtype=np.uint64))[:, None]
+    for which, draw_from in ((rows.whole, _from_all), (rows.ranked, _from_ranked)):
+        if len(which):
+            some = shaped if len(which) == len(tokens) else shaped[which]
+            tokens[which] = draw_from(scaled(some, rows.temperature[which]), rows, which, uniforms[which])
+    return tokens.tolist(), (at(logits, tokens) - sums).tolist()
 
 
-def _likeliest(logits: Tensor, _rows: Rows, _which: Tensor, _uniforms: Tensor) -> Tensor:
-    return logits.argmax(-1)
+def _from_all(logits: Logits, rows: Rows, which: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    return inverse(logits, rows.min_p[which], uniforms)
 
 
-def _from_all(logits: Tensor, rows: Rows, which: Tensor, uniforms: Tensor) -> Tensor:
-    p = torch.softmax(logits / rows.temperature[which], -1)
-    floor = rows.min_p[which]
-    if floor.any():
-        p = torch.where(p >= floor * p.amax(-1, keepdim=True), p, 0.0)
-    return _inverse(p, uniforms)
-
-
-def _from_ranked(logits: Tensor, rows: Rows, which: Tensor, uniforms: Tensor) -> Tensor:
-    scaled, V = logits / rows.temperature[which], logits.shape[1]
+def _from_ranked(logits: Logits, rows: Rows, which: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    V = logits.shape[1]
     limits = rows.top_k[which], rows.top_p[which], rows.min_p[which]
-    best, ids = likeliest(scaled, min(_FEW, V))
-    tokens = _from_sorted(best, ids, *limits, uniforms)
+    likeliest, ids = _likeliest(logits, min(_FEW, V))
+    tokens = _from_sorted(likeliest, ids, *limits, uniforms)
     top_k, top_p, _ = limits
-    enough = (top_k <= best.shape[1]) | ((top_k == V) & (best.sum(-1, keepdim=True) >= top_p))
+    held = likeliest.sum(-1, keepdims=True)
+    enough = (top_k <= likeliest.shape[1]) | ((top_k == V) & (held >= top_p))
     if not enough.all():  # a larger top_k, or a flat distribution of which these hold less than top_p
-        short = ~enough[:, 0]
-        best, ids = torch.softmax(scaled[short], -1).sort(dim=-1, descending=True, stable=True)
-        tokens[short] = _from_sorted(best, ids, *(limit[short] for limit in limits), uniforms[short])
+        short = np.flatnonzero(~enough[:, 0])
+        likeliest, ids = _likeliest(logits[short], V)
+        tokens[short] = _from_sorted(likeliest, ids, *(limit[short] for limit in limits), uniforms[short])
     return tokens
 
 
-def _from_sorted(best: Tensor, ids: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniforms: Tensor) -> Tensor:
+def _likeliest(logits: Logits, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The probabilities of the k likeliest tokens (B, k), descending, and their ids."""
+    values, ids, sums = best(logits, k)
+    return np.exp(values - sums[:, None]), ids
+
+
+def _from_sorted(
+    best: np.ndarray,
+    ids: np.ndarray,
+    top_k: np.ndarray,
+    top_p: np.ndarray,
+    min_p: np.ndarray,
+    uniforms: np.ndarray,
+) -> np.ndarray:
     """Draw from the likeliest tokens `ids` (B, N), whose probabilities `best` are in descending order."""
-    best = torch.where(torch.arange(best.shape[1], device=best.device) < top_k, best, 0.0)
+    zero = np.float32(0)
+    best = np.where(np.arange(best.shape[1]) < top_k, best, zero)
     # With top_k the probability is counted among the k; without, all of it is 1, also where only a few are at hand.
-    total = torch.where(top_k <= best.shape[1], best.sum(-1, keepdim=True), 1.0)
-    before = best.cumsum(-1) - best
-    best = torch.where((before < top_p * total) & (best >= min_p * best[:, :1]), best, 0.0)
-    return ids.gather(1, _inverse(best, uniforms)[:, None])[:, 0]
-
-
-def _inverse(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """The index of each row (B, N) at which the running sum first passes `uniforms` (B, 1) of the row's total."""
-    sums = weights.double().cumsum(-1)
-    return torch.searchsorted(sums, uniforms * sums[:, -1:], right=True)[:, 0].clamp_max(weights.shape[1] - 1)
+    total = np.where(top_k <= best.shape[1], best.sum(-1, keepdims=True), np.float32(1))
+    before = best.cumsum(-1, dtype=np.float64).astype(np.float32) - best
+    best = np.where((before < top_p * total) & (best >= min_p * best[:, :1]), best, zero)
+    return np.take_along_axis(ids, pick(best, uniforms)[:, None], 1)[:, 0]
 
 
 def uniform(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -6,31 +6,32 @@ tokenizer and the model's context, no more.
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from puna.chat import Completion, Continuation, Request
 from puna.errors import ArtifactError, PunaError
 from puna.inference import scoring
 from puna.inference.runner import make_runner, open_runner
 from puna.inference.spans import Runner
-from puna.model.llama import Llama
-from puna.model.opening import checkpoint_tokenizer
+from puna.model.opening import Dtype, checkpoint_tokenizer
 from puna.tokenizer.load import AnyTokenizer
+
+if TYPE_CHECKING:
+    from puna.model.llama import Llama
 
 
 class Scorer:
     """`chat.Generator` as far as `score` goes: raw texts with raw contexts."""
 
-    def __init__(self, model: Llama | Runner, tokenizer: AnyTokenizer):
+    def __init__(self, model: "Llama | Runner", tokenizer: AnyTokenizer):
         if tokenizer.vocab_size > model.config.vocab_size:
             sizes = f"{tokenizer.vocab_size:,} tokens, the model knows {model.config.vocab_size:,}"
             raise ArtifactError(f"the tokenizer has {sizes}", hint="give the folder the tokenizer it was trained with")
-        self.runner = make_runner(model.eval().requires_grad_(False)) if isinstance(model, Llama) else model
+        self.runner = model if isinstance(model, Runner) else make_runner(model)
         self.tokenizer = tokenizer
 
     @classmethod
-    def load(cls, path: Path, *, dtype: torch.dtype = torch.float32) -> "Scorer":
+    def load(cls, path: Path, *, dtype: Dtype = "float32") -> "Scorer":
         """The model at `path`, of any format, quantised by us or not. Raises `ArtifactError`, also without a tokenizer."""
         tokenizer = checkpoint_tokenizer(path)  # first: it is small, and may be missing
         return cls(open_runner(path, dtype=dtype), tokenizer)
@@ -43,7 +44,6 @@ class Scorer:
         """Raises `PunaError`: this one does not answer."""
         raise PunaError("this model was loaded to read text, not to answer", hint="load it with an Engine")
 
-    @torch.inference_mode()
     def score(self, continuations: Sequence[Continuation]) -> list[float]:
         """The log-likelihood of each text, in nats, after the begin-of-text token and its context, encoded apart."""
         texts = []

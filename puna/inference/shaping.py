@@ -15,11 +15,12 @@ The form goes last and has the last word: where it allows nothing but the end, t
 from collections import Counter
 from collections.abc import Sequence as Tokens
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from puna.errors import DataError
 from puna.inference.sequence import Sequence
+
+_NEVER = np.float32(-np.inf)
 
 
 def needs_shaping(sequence: Sequence) -> bool:
@@ -30,37 +31,36 @@ def needs_shaping(sequence: Sequence) -> bool:
     return penalties or ends or bool(s.logit_bias) or sequence.matcher is not None
 
 
-def shape(logits: Tensor, sequence: Sequence, guessed: Tokens[int] = ()) -> Tensor:
-    """`logits` (V,) as the request wants them, after the tokens of `sequence` and then those `guessed`; a new tensor.
+def shape(logits: np.ndarray, sequence: Sequence, guessed: Tokens[int] = ()) -> np.ndarray:
+    """`logits` (V,) as the request wants them, after the tokens of `sequence` and then those `guessed`; a new array.
 
     Raises `DataError` where they leave nothing to draw, or the form became too complex.
     """
     s = sequence.sampling
-    logits = logits.clone()
+    logits = logits.copy()
     if s.repetition_penalty != 1:
-        ids = _ids({*sequence.tokens, *guessed}, logits)
-        seen = logits[ids]
-        logits[ids] = torch.where(seen > 0, seen / s.repetition_penalty, seen * s.repetition_penalty)
+        ids = _ids({*sequence.tokens, *guessed})
+        penalty, seen = np.float32(s.repetition_penalty), logits[ids]
+        logits[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
     if s.presence_penalty != 0 or s.frequency_penalty != 0:
         counts = Counter([*sequence.drawn, *guessed])
-        often = torch.tensor([counts[i] for i in sorted(counts)], dtype=logits.dtype, device=logits.device)
-        logits[_ids(counts, logits)] -= s.presence_penalty + s.frequency_penalty * often
+        often = np.array([counts[i] for i in sorted(counts)], dtype=np.float32)
+        logits[_ids(counts)] -= np.float32(s.presence_penalty) + np.float32(s.frequency_penalty) * often
     if s.logit_bias:
         bias = dict(s.logit_bias)
-        added = torch.tensor([bias[i] for i in sorted(bias)], dtype=logits.dtype, device=logits.device)
-        logits[_ids(bias, logits)] += added
+        logits[_ids(bias)] += np.array([bias[i] for i in sorted(bias)], dtype=np.float32)
     before = logits
     if s.ignore_end or sequence.count + len(guessed) < s.min_tokens:
-        logits = logits.clone()
-        logits[_ids(sequence.stop_ids, logits)] = -torch.inf
+        logits = logits.copy()
+        logits[_ids(sequence.stop_ids)] = -np.inf
     if sequence.matcher is not None:
-        allowed = sequence.matcher.allowed(len(logits), guessed).to(logits.device)
-        formed = logits.masked_fill(~allowed, -torch.inf)
-        logits = formed if formed.isfinite().any() else before.masked_fill(~allowed, -torch.inf)
-    if s.logit_bias and not logits.isfinite().any():
+        allowed = sequence.matcher.allowed(len(logits), guessed)
+        formed = np.where(allowed, logits, _NEVER)
+        logits = formed if np.isfinite(formed).any() else np.where(allowed, before, _NEVER)
+    if s.logit_bias and not np.isfinite(logits).any():
         raise DataError("no token is left to draw: logit_bias bans all that may come here")
     return logits
 
 
-def _ids(tokens, like: Tensor) -> Tensor:
-    return torch.tensor(sorted(tokens), dtype=torch.int64, device=like.device)
+def _ids(tokens) -> np.ndarray:
+    return np.array(sorted(tokens), dtype=np.int64)

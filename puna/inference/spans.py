@@ -8,15 +8,15 @@ block belongs to whom is the engine's business (`blocks.py`); a runner writes wh
     sequence B   [b2']...              start 0, 20 new tokens:    they fill a block and a part of the next
 
 The spans of one call are ragged: pieces of prompts and single tokens mix. `torch_runner.py` is the reference, plain
-PyTorch on any device; `native.py` our C++ kernels.
+PyTorch on any device; `native.py` our C++ kernels. Logits are what crosses here: numpy arrays, which both kinds can give
+and which need no PyTorch to be drawn from, or, on a GPU, tensors that stay there.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import Tensor
-
+from puna.kernels.logits import Logits
 from puna.model.sizes import LlamaConfig
 
 if TYPE_CHECKING:
@@ -45,14 +45,15 @@ class Window:
     scored: int
 
 
+@runtime_checkable
 class Runner(Protocol):
-    """What computes."""
+    """What computes. Its logits are numpy arrays, or PyTorch tensors that stay on their GPU (`kernels/logits.py`)."""
 
     config: LlamaConfig
     block_tokens: int  # positions per cache block
     blocks: int  # blocks in the pool; their memory is touched only when written
 
-    def forward(self, spans: Sequence[Span]) -> Tensor:
+    def forward(self, spans: Sequence[Span]) -> Logits:
         """Logits (sum of wanted, V) float32, in the order of the spans."""
         ...
 

@@ -16,7 +16,7 @@ probability that the model gives it, which for a single guess is the best there 
 """
 
 from collections.abc import Sequence as Tokens
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 from puna.config import require
@@ -26,7 +26,10 @@ from puna.inference.scheduler import Reading
 from puna.inference.sequence import Sequence
 from puna.inference.shaping import needs_shaping, shape
 from puna.inference.spans import Runner, Span
-from puna.model.llama import Llama
+from puna.kernels.logits import Logits, row, with_rows
+
+if TYPE_CHECKING:
+    from puna.model.llama import Llama
 
 
 class Guesser(Protocol):
@@ -119,19 +122,19 @@ class DraftModel:
         self._read[reading.sequence] = start + 1
         return Span([guesses[-1]], start, reading.span.blocks)
 
-    def _draw(self, sequences: list[Sequence], guesses: list[list[int]], logits) -> list[int]:
-        rows = sampler.Rows.of([s.sampling for s in sequences], logits.shape[1], logits.device)
-        shaped = logits
-        if any(map(needs_shaping, sequences)):
-            shaped = logits.clone()
-            for i, (sequence, guessed) in enumerate(zip(sequences, guesses)):
-                shaped[i] = shape(logits[i], sequence, guessed)
+    def _draw(self, sequences: list[Sequence], guesses: list[list[int]], logits: Logits) -> list[int]:
+        rows = sampler.Rows.of([s.sampling for s in sequences], logits.shape[1])
+        shaped = {
+            i: shape(row(logits, i), sequence, guessed)
+            for i, (sequence, guessed) in enumerate(zip(sequences, guesses))
+            if needs_shaping(sequence)
+        }
         counts = [s.count + len(g) for s, g in zip(sequences, guesses)]
-        return sampler.draw(logits, rows, counts, shaped)[0]
+        return sampler.draw(logits, rows, counts, with_rows(logits, shaped) if shaped else None)[0]
 
 
 def make_guesser(
-    lookahead: int, draft: Llama | None, vocab_size: int, runner: Runner, choice: Choice
+    lookahead: int, draft: "Llama | None", vocab_size: int, runner: Runner, choice: Choice
 ) -> Guesser | None:
     """What guesses `lookahead` tokens for an engine over `runner`: `draft`, or the text itself; None for 0 tokens.
 
@@ -146,5 +149,5 @@ def make_guesser(
     sizes = draft.config.vocab_size, runner.config.vocab_size
     fits = f"the draft's vocabulary has {sizes[0]:,} tokens, the model's {sizes[1]:,}"
     require(sizes[0] == sizes[1], fits, hint="both must have been trained with one tokenizer")
-    draft_runner = make_runner(draft.eval().requires_grad_(False), blocks=runner.blocks, choice=choice)
+    draft_runner = make_runner(draft, blocks=runner.blocks, choice=choice)
     return DraftModel(draft_runner, vocab_size, lookahead)

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from puna.chat import Structure
 from puna.config import require
@@ -93,7 +91,7 @@ class Matcher:
         """Nothing can follow, not even an end token."""
         return self._matcher.is_stopped()
 
-    def allowed(self, vocab_size: int, guessed: Sequence[int] = ()) -> Tensor:
+    def allowed(self, vocab_size: int, guessed: Sequence[int] = ()) -> np.ndarray:
         """Which tokens may come next, after the answer so far and then those `guessed`: (V,) bool.
 
         After guesses that the form does not allow anything may come: nothing is drawn there.
@@ -103,14 +101,14 @@ class Matcher:
         followed = self._matcher.try_consume_tokens(list(guessed)) if guessed else 0
         if followed < len(guessed):
             self._matcher.rollback(followed)
-            return torch.ones(vocab_size, dtype=torch.bool)
+            return np.ones(vocab_size, dtype=bool)
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if followed:
             self._matcher.rollback(followed)
         if self._matcher.is_error():
             raise DataError(f"the answer's form became too complex: {_cropped(self._matcher.get_error())}")
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[:vocab_size]
-        return torch.from_numpy(bits.astype(bool))
+        return bits.view(bool)
 
     def take(self, token: int) -> None:
         """The answer goes on with `token`."""

@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from puna.inference.adapters import Adapter, apply_adapters
+from puna.inference.adapters import Adapter
 from puna.inference.pool import Pool
-from puna.inference.scoring import score
 from puna.inference.spans import BLOCK_TOKENS, Span, Window
+from puna.inference.torch_adapters import Factors, apply_adapters, factors_like
+from puna.inference.torch_scoring import score
+from puna.kernels.logits import Logits
 from puna.model.llama import Llama
 
 _MOST_PADDING = 0.4  # the share of a group's scores that may be padding
@@ -54,11 +56,11 @@ class TorchRunner:
         weight = model.norm.weight
         self.device = weight.device
         self._pool = Pool(self.config, blocks, block_tokens, weight.dtype, weight.device, kv)
-        self._adapters: list[Adapter] = []
+        self._adapters: list[Factors] = []
 
     def add_adapter(self, adapter: Adapter) -> int:
         """Make a LoRA adapter known; its index for `Span.adapter`."""
-        self._adapters.append(adapter.to(self.model.norm.weight))
+        self._adapters.append(factors_like(adapter, self.model.norm.weight))
         return len(self._adapters) - 1
 
     def copy_block(self, source: int, target: int) -> None:
@@ -74,13 +76,14 @@ class TorchRunner:
         return score(self.model, windows, vocab_size)
 
     @torch.inference_mode()
-    def forward(self, spans: Sequence[Span]) -> Tensor:
+    def forward(self, spans: Sequence[Span]) -> Logits:
         """Logits (sum of wanted, V) float32, in the order of the spans."""
         if self.invariant:
-            spans = list(chain.from_iterable(map(_single, spans)))
-            rows = [self._forward([span]) for span in spans]
-            return torch.cat(rows) if rows else torch.empty(0, self.config.vocab_size)
-        return self._forward(spans)
+            singles = chain.from_iterable(map(_single, spans))
+            logits = torch.cat([self._forward([span]) for span in singles])
+        else:
+            logits = self._forward(spans)
+        return logits.numpy() if logits.device.type == "cpu" else logits
 
     def _forward(self, spans: Sequence[Span]) -> Tensor:
         lengths = np.array([len(span.tokens) for span in spans])

@@ -10,10 +10,14 @@ The order stays inside a head, so a matrix can be converted a few heads at a tim
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 
 from puna.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _OUTSIDE = {
     "tok_embeddings.weight": "model.embed_tokens.weight",
@@ -62,22 +66,27 @@ def is_rotary(name: str) -> bool:
     return ".attention.wq." in name or ".attention.wk." in name
 
 
-def to_hf_rows(weight: Tensor, head_dim: int) -> Tensor:
+def to_hf_rows(weight: "Tensor", head_dim: int) -> "Tensor":
     """Rows of `wq` or `wk` from Meta's order to Hugging Face's; `weight` is (heads * E, ...)."""
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def to_meta_rows(weight: Tensor, head_dim: int) -> Tensor:
+def to_meta_rows(weight: "Tensor", head_dim: int) -> "Tensor":
     """The inverse of `to_hf_rows`."""
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
-def to_hf(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+def meta_order(rows: int, head_dim: int) -> np.ndarray:
+    """Where each row of Meta's order lies in Hugging Face's, (rows,) int64."""
+    return np.ascontiguousarray(np.arange(rows).reshape(-1, 2, head_dim // 2).swapaxes(1, 2)).reshape(-1)
+
+
+def to_hf(state: "Mapping[str, Tensor]", head_dim: int) -> "dict[str, Tensor]":
     """A whole state dict in Hugging Face's form."""
     return {hf_name(name): to_hf_rows(w, head_dim) if is_rotary(name) else w for name, w in state.items()}
 
 
-def to_meta(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+def to_meta(state: "Mapping[str, Tensor]", head_dim: int) -> "dict[str, Tensor]":
     """A whole state dict in Meta's form. Raises `ArtifactError` for a tensor that no Llama has."""
     converted = {}
     for theirs, weight in state.items():

@@ -18,7 +18,7 @@ from typing import Literal
 
 from puna import artifacts
 from puna.errors import ArtifactError
-from puna.model.checkpoint import CONFIG, INDEX, QUANTISED, WEIGHTS, read_json
+from puna.model.folder import CONFIG, INDEX, QUANTISED, WEIGHTS, read_json
 from puna.model.meta.params import PARAMS
 
 Kind = Literal["puna", "huggingface", "meta", "gguf", "quantised"]

@@ -5,29 +5,33 @@ with open_checkpoint(path) as opened:      headers only
 model = load_checkpoint(path)              the weights, streamed
 tokenizer = checkpoint_tokenizer(path)     from its files, or from inside a GGUF file
 format = checkpoint_format(path)           how it is spoken to, and its tokenizer
+
+PyTorch is imported for what needs it: a model in memory, and the files of GGUF and of Meta.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING, Union
 
 from puna.errors import ArtifactError
-from puna.model.checkpoint import CONFIG, WeightFiles, load_config, load_model, read_json
 from puna.model.detect import Kind as CheckpointKind
 from puna.model.detect import kind_of
-from puna.model.gguf import GgufFile, load_gguf
-from puna.model.gguf.vocabulary import to_tokenizer
-from puna.model.llama import Llama
-from puna.model.meta import MetaFiles, load_meta
+from puna.model.folder import CONFIG, WeightFiles, load_config, read_json
 from puna.model.sizes import LlamaConfig
 from puna.model.weights import Weights
 from puna.tokenizer.carry import chat_template
 from puna.tokenizer.formats import DialogFormat, Signs, dialog_format
 from puna.tokenizer.load import AnyTokenizer, load_tokenizer
 from puna.tokenizer.sentencepiece import Kind, Piece, SentencePieceTokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from puna.model.llama import Llama
+
+Dtype = Union[str, "torch.dtype"]  # "float32", "bfloat16" or "float16", or PyTorch's of that name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,13 @@ def open_checkpoint(path: Path) -> Iterator[Opened]:
     if kind == "quantised":
         raise ArtifactError(f"{path} holds a model that we quantised", hint="give the checkpoint that it was made from")
     if kind == "gguf":
+        from puna.model.gguf import GgufFile
+
         with GgufFile(path) as file:
             yield Opened(kind=kind, config=file.config, weights=file)
     elif kind == "meta":
+        from puna.model.meta import MetaFiles
+
         with MetaFiles(path) as files:
             yield Opened(kind=kind, config=files.config, weights=files, notes=tuple(files.notes))
     else:
@@ -67,12 +75,19 @@ def checkpoint_config(path: Path) -> LlamaConfig:
         return opened.config
 
 
-def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
+def load_checkpoint(path: Path, dtype: Dtype = "float32") -> "Llama":
     """The model at `path`, whatever its format, with weights in `dtype`.
 
     Needs the model's memory and a few megabytes more. Raises `ArtifactError` for what is no model, or a damaged one.
     """
+    import torch
+
+    from puna.model.checkpoint import load_model
+    from puna.model.gguf import load_gguf
+    from puna.model.meta import load_meta
+
     readers = {"gguf": load_gguf, "meta": load_meta}
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     return readers.get(kind_of(path), load_model)(path, dtype)
 
 
@@ -80,6 +95,9 @@ def checkpoint_tokenizer(path: Path) -> AnyTokenizer:
     """The tokenizer of the checkpoint at `path`. Raises `ArtifactError` if it has none whose ids would be exact."""
     if kind_of(path) != "gguf":
         return load_tokenizer(path)
+    from puna.model.gguf import GgufFile
+    from puna.model.gguf.vocabulary import to_tokenizer
+
     with GgufFile(path) as file:
         vocabulary = file.vocabulary()
     if vocabulary.model != "llama":
@@ -104,10 +122,14 @@ def _signs(path: Path) -> Signs:
     kind = kind_of(path)
     template = title = ""
     if kind == "gguf":
+        from puna.model.gguf import GgufFile
+
         with GgufFile(path) as file:
             config, template = file.config, file.vocabulary().chat_template or ""
             title = file.settings.get("general.name")
     elif kind == "meta":
+        from puna.model.meta import MetaFiles
+
         with MetaFiles(path) as files:
             config, template = files.config, chat_template(path)
     else:

@@ -1,13 +1,13 @@
-"""Weights on disk: the safetensors format, read and written a piece at a time.
+"""Weights on disk: the safetensors format, read a piece at a time.
 
     8 bytes, little-endian    n, the length of the header
     n bytes of JSON           {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, ..., "__metadata__": {..}}
     the tensors               row-major bytes, without gaps, offsets counted from here
 
 The format's own library maps a whole file into memory or asks for all tensors at once. Here a reader fetches rows, or
-maps a tensor that is wanted as it is, and a writer takes one tensor after the other, so that loading or saving a model
-needs the model's memory and not twice that; and a short or scribbled file is a message to the user instead of a crash.
-No code is ever executed.
+maps a tensor that is wanted as it is, and a writer (`tensorwriter.py`) takes one tensor after the other, so that loading
+or saving a model needs the model's memory and not twice that; and a short or scribbled file is a message to the user
+instead of a crash. No code is ever executed. Headers need no PyTorch, and neither does who reads tensors by `place`.
 
 As the format's own library does, the reader wants the tensors to cover the rest of the file: one that lies on another,
 a gap, or bytes after the last are faults. So a header can never claim more memory than the file is long.
@@ -18,32 +18,25 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from puna.artifacts import open_regular, replacing
+from puna.artifacts import open_regular
 from puna.errors import ArtifactError, shown
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The forms in which numbers can be stored, and the bytes of one; PyTorch's types for them are in `dtypes.py`.
+FORMS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
+_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 _MOST_HEADER_BYTES = 8 << 20  # the format allows 100 MB; the 405B model in one file needs 0.2
 _MOST_DIMENSIONS = 8
 _MOST_NUMBER = (1 << 63) - 1
-_ALIGNMENT = 8
 _HINT = "the file is damaged or was not copied completely: fetch it again, or run its stage again"
 
 
@@ -51,18 +44,22 @@ _HINT = "the file is damaged or was not copied completely: fetch it again, or ru
 class TensorEntry:
     """Where a tensor lies in its file: `begin` counts bytes from the file's start."""
 
-    dtype: torch.dtype
+    form: str
     shape: tuple[int, ...]
     begin: int
 
     @property
+    def item_bytes(self) -> int:
+        return FORMS[self.form]
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one index of the first dimension."""
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.item_bytes
 
     @property
     def bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.item_bytes
 
 
 class TensorFile:
@@ -87,45 +84,53 @@ class TensorFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> "Tensor":
         """Rows `start` to `stop` of a tensor, in memory of its own."""
+        from puna.model.dtypes import tensor_of
+
         entry = self.entries[name]
-        if not entry.shape:
-            return self._take(entry.begin, entry.dtype, ())
-        stop = entry.shape[0] if stop is None else min(stop, entry.shape[0])
-        return self._take(entry.begin + start * entry.row_bytes, entry.dtype, (stop - start, *entry.shape[1:]))
+        rows = (entry.shape[0] if stop is None else min(stop, entry.shape[0])) - start if entry.shape else 0
+        shape = (rows, *entry.shape[1:]) if entry.shape else ()
+        data = self._bytes(entry.begin + start * entry.row_bytes, math.prod(shape) * entry.item_bytes)
+        return tensor_of(data, entry.form).view(shape)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A whole tensor of floats as float32, without PyTorch."""
+        entry = self.entries[name]
+        data = self._bytes(entry.begin, entry.bytes)
+        if entry.form == "BF16":
+            return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
+        return data.view(_FLOATS[entry.form]).astype(np.float32, copy=False).reshape(entry.shape)
 
     def place(self, name: str) -> tuple[int, int]:
         """Where a tensor's bytes lie, for who reads them itself: a file descriptor and the first byte."""
         return self._file.fileno(), self.entries[name].begin
 
-    def mapped(self, name: str) -> Tensor | None:
+    def mapped(self, name: str) -> "Tensor | None":
         """A whole tensor as the file's own pages: read when they are touched, copied when they are written to.
 
         It outlives this object. None where the bytes do not lie as the processor wants them, or cannot be mapped.
         """
         entry = self.entries[name]
-        if entry.begin % entry.dtype.itemsize or not entry.bytes:
+        if entry.begin % entry.item_bytes or not entry.bytes:
             return None
         if self._pages is None:
             try:
                 self._pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
             except (OSError, ValueError):
                 return None
-        count = math.prod(entry.shape)
-        return torch.frombuffer(self._pages, dtype=entry.dtype, count=count, offset=entry.begin).view(entry.shape)
+        from puna.model.dtypes import tensor_of
 
-    def _take(self, begin: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        taken = torch.empty(shape, dtype=dtype)
-        self._read_to(begin, taken)
-        return taken
+        pages = np.frombuffer(self._pages, dtype=np.uint8, count=entry.bytes, offset=entry.begin)
+        return tensor_of(pages, entry.form).view(entry.shape)
 
-    def _read_to(self, begin: int, room: Tensor) -> None:
-        if room.numel():
+    def _bytes(self, begin: int, count: int) -> np.ndarray:
+        taken = np.empty(count, dtype=np.uint8)
+        if count:
             self._file.seek(begin)
-            wanted = memoryview(room.detach().view(-1).view(torch.uint8).numpy())
-            if self._file.readinto(wanted) != len(wanted):
+            if self._file.readinto(taken) != count:
                 raise ArtifactError(f"{self.path} ended while it was read", hint=_HINT)
+        return taken
 
 
 def _read_header(path: Path, file) -> tuple[dict[str, TensorEntry], dict[str, str]]:
@@ -176,15 +181,15 @@ def _check_places(path: Path, entries: Mapping[str, TensorEntry], data: int, siz
 
 
 def _entry(path: Path, name: str, record: Mapping, data: int) -> TensorEntry:
-    if record["dtype"] not in DTYPES:
-        hint = f"convert it first; read here: {', '.join(DTYPES)}"
+    if record["dtype"] not in FORMS:
+        hint = f"convert it first; read here: {', '.join(FORMS)}"
         raise ArtifactError(f"{path}: tensor {shown(name)} is of type {shown(record['dtype'])}", hint=hint)
     shape, (begin, end) = record["shape"], record["data_offsets"]
     if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, [*shape, begin, end])):
         what = f"has the shape {shown(shape)} and the bytes {shown(begin)} to {shown(end)}"
         raise ArtifactError(f"{path}: tensor {shown(name)} {what}", hint=_HINT)
-    entry = TensorEntry(DTYPES[record["dtype"]], tuple(shape), data + begin)
-    fits = _is_size(math.prod(n or 1 for n in shape) * entry.dtype.itemsize)
+    entry = TensorEntry(record["dtype"], tuple(shape), data + begin)
+    fits = _is_size(math.prod(n or 1 for n in shape) * entry.item_bytes)
     if end - begin != entry.bytes or not fits:
         raise ArtifactError(f"{path}: tensor {shown(name)} has a shape and a length that disagree", hint=_HINT)
     return entry
@@ -192,53 +197,6 @@ def _entry(path: Path, name: str, record: Mapping, data: int) -> TensorEntry:
 
 def _is_size(number: object) -> bool:
     return type(number) is int and 0 <= number <= _MOST_NUMBER
-
-
-# A tensor to be written: its type and shape are known now, its values are made when it is their turn.
-Pending = tuple[torch.dtype, tuple[int, ...], Callable[[], Tensor]]
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, atomically; equal tensors and metadata give equal bytes.
-
-    Wider types come first, then names in order, so that every tensor is aligned to its type.
-    """
-    order, text = _header({name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}, metadata)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            dtype, shape, make = tensors[name]
-            values = make().detach().to("cpu", dtype).contiguous()
-            if tuple(values.shape) != tuple(shape):
-                raise ValueError(f"{name} has shape {tuple(values.shape)}, {tuple(shape)} was announced")
-            file.write(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
-
-
-def file_bytes(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> int:
-    """The size of the file that `write_tensors` makes of tensors of these types and shapes."""
-    _, text = _header(tensors, metadata)
-    return 8 + len(text) + sum(math.prod(shape) * dtype.itemsize for dtype, shape in tensors.values())
-
-
-def _header(
-    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> tuple[list[str], bytes]:
-    """The order of the tensors, and the header."""
-    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    offset = 0
-    for name in order:
-        dtype, shape = tensors[name]
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return order, text + b" " * (-len(text) % _ALIGNMENT)
-
-
-def pending(tensor: Tensor, dtype: torch.dtype | None = None) -> Pending:
-    """A tensor that is there already, to be written as `dtype` (its own by default)."""
-    return dtype or tensor.dtype, tuple(tensor.shape), lambda: tensor
 
 
 def row_pieces(entry: TensorEntry, multiple: int, piece_bytes: int) -> Iterator[tuple[int, int]]:

@@ -5,9 +5,10 @@ Names and row order are Hugging Face's. Whoever only describes a checkpoint need
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Headers(Protocol):
@@ -30,11 +31,11 @@ class Headers(Protocol):
 class Weights(Headers, Protocol):
     """The tensors themselves."""
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> "Tensor":
         """A whole tensor: in its stored type, or float32 where that is packed."""
         ...
 
-    def pieces(self, name: str, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
+    def pieces(self, name: str, multiple: int = 1) -> "Iterator[tuple[int, Tensor]]":
         """A tensor as (first row, rows), each piece a multiple of `multiple` rows and a few megabytes long."""
         ...
 

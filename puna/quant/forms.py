@@ -4,6 +4,8 @@
     4/64/offset   likewise, and an offset beside the scale
     16            bfloat16
 
+In a file a matrix is its codes, its scales and perhaps its offsets (`groups.py` says what these are): `part_names`.
+
 A uniform quantisation says `bits`, `group_size` and `embedding_bits`; a mixed one lists `matrices` that differ.
 """
 
@@ -14,7 +16,6 @@ from typing import Literal
 
 from puna.config import require
 from puna.errors import ConfigError
-from puna.quant.groups import code_bytes
 
 UNQUANTISED = 16
 NORM_BYTES = 4  # of a weight of a norm, kept as float32
@@ -114,3 +115,29 @@ def parse_budget(text: str) -> tuple[float, Literal["bytes", "bpw"]]:
         hint = f"a number and one of {', '.join(units)}: 4.8GB, 4.5bpw"
         raise ConfigError(f"the budget {text!r} is not a size", hint=hint)
     return value * units[unit], "bpw" if unit == "bpw" else "bytes"
+
+
+def packed_shapes(rows: int, columns: int, bits: int, group_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The shapes of codes and scales for a matrix."""
+    return (rows, code_bytes(columns, bits)), (rows, -(-columns // group_size))
+
+
+def code_bytes(columns: int, bits: int) -> int:
+    """What the codes of a row take."""
+    return columns if bits == 8 else -(-columns // 16) * 12 if bits == 6 else -(-columns // 2)
+
+
+def part_names(name: str, form: Form) -> tuple[str, ...]:
+    """The names of the tensors that stand for the matrix `name` in `form`."""
+    if form.bits == UNQUANTISED:
+        return (name,)
+    stem = name.removesuffix("weight")
+    return (stem + "codes", stem + "scales", stem + "offsets")[: 3 if form.offset else 2]
+
+
+def part_shapes(name: str, shape: tuple[int, ...], form: Form) -> dict[str, tuple[int, ...]]:
+    """Those tensors' shapes; a vector is stored as it is."""
+    if len(shape) == 1 or form.bits == UNQUANTISED:
+        return {name: shape}
+    codes, scales = packed_shapes(*shape, form.bits, form.group_size)
+    return dict(zip(part_names(name, form), (codes, scales, scales)))

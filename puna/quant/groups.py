@@ -71,16 +71,6 @@ class Packed:
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
 
-def packed_shapes(rows: int, columns: int, bits: int, group_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The shapes of codes and scales for a matrix."""
-    return (rows, code_bytes(columns, bits)), (rows, -(-columns // group_size))
-
-
-def code_bytes(columns: int, bits: int) -> int:
-    """What the codes of a row take."""
-    return columns if bits == 8 else -(-columns // 16) * 12 if bits == 6 else -(-columns // 2)
-
-
 def code_dtype(bits: int) -> torch.dtype:
     return torch.int8 if bits == 8 else torch.uint8
 

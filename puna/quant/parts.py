@@ -12,30 +12,16 @@ import torch
 from torch import Tensor
 
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
+from puna.model.dtypes import DTYPES
 from puna.model.sizes import LlamaConfig
-from puna.model.tensorfile import Pending, TensorFile, file_bytes, pending, write_tensors
+from puna.model.tensorfile import TensorFile
+from puna.model.tensorwriter import Pending, file_bytes, pending, write_tensors
 from puna.model.weights import Weights
-from puna.quant.forms import UNQUANTISED, Form
-from puna.quant.groups import Packed, code_dtype, dequantise_matrix, packed_shapes, quantise_matrix
+from puna.quant.forms import UNQUANTISED, Form, part_names, part_shapes
+from puna.quant.groups import Packed, code_dtype, dequantise_matrix, quantise_matrix
 from puna.quant.layers import Reader
 
 METADATA = {"format": "pt"}
-
-
-def part_names(name: str, form: Form) -> tuple[str, ...]:
-    """The names of the tensors that stand for the matrix `name` in `form`."""
-    if form.bits == UNQUANTISED:
-        return (name,)
-    stem = name.removesuffix("weight")
-    return (stem + "codes", stem + "scales", stem + "offsets")[: 3 if form.offset else 2]
-
-
-def part_shapes(name: str, shape: tuple[int, ...], form: Form) -> dict[str, tuple[int, ...]]:
-    """Those tensors' shapes; a vector is stored as it is."""
-    if len(shape) == 1 or form.bits == UNQUANTISED:
-        return {name: shape}
-    codes, scales = packed_shapes(*shape, form.bits, form.group_size)
-    return dict(zip(part_names(name, form), (codes, scales, scales)))
 
 
 def part_dtypes(name: str, shape: tuple[int, ...], form: Form) -> dict[str, torch.dtype]:
@@ -125,7 +111,7 @@ def assemble(parts: list[Path], out: Path) -> tuple[dict[str, float], dict[str, 
                 errors[part.name] = float(file.metadata["relative_error"])
                 ways[part.name] = file.metadata["rounded"]
             for name, entry in file.entries.items():
-                tensors[name] = (entry.dtype, entry.shape, lambda part=part, name=name: _read(part, name))
+                tensors[name] = (DTYPES[entry.form], entry.shape, lambda part=part, name=name: _read(part, name))
                 size += entry.bytes
     write_tensors(out, tensors, METADATA)
     return errors, ways, size

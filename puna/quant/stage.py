@@ -24,9 +24,9 @@ from puna import log
 from puna.artifacts import WORK, Artifact, stage, write_atomic
 from puna.config import to_json
 from puna.errors import ArtifactError, ConfigError, DataError
-from puna.model.checkpoint import CONFIG, QUANTISED, WEIGHTS
 from puna.model.conversion import tokenizer_of, write_folder_of
 from puna.model.convert import hf_name
+from puna.model.folder import CONFIG, QUANTISED, WEIGHTS
 from puna.model.opening import open_checkpoint
 from puna.model.sizes import LlamaConfig
 from puna.quant import sensitivity

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from puna.artifacts import Artifact
 from puna.config import require
-from puna.model.checkpoint import WeightFiles, load_config, load_model
+from puna.model.checkpoint import load_model
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
+from puna.model.folder import WeightFiles, load_config
 from puna.model.headstart import give_head_start
 from puna.model.llama import Llama
 from puna.parallel.placement import Placement

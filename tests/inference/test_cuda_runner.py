@@ -100,7 +100,7 @@ def models():
     }
 
 
-def a_run(runner, seed: int) -> list[torch.Tensor]:
+def a_run(runner, seed: int) -> list:
     """Three sequences whose prompts are read in pieces, beside each other's decodes."""
     rng = random.Random(seed)
     texts = [[rng.randrange(700) for _ in range(n)] for n in (20, 33, 7)]
@@ -133,7 +133,7 @@ def test_joining_matrices_holds_nothing_twice_and_leaves_the_model_working():
     before = a_run(TorchRunner(copy.deepcopy(model), blocks=10), seed=2)
     runner = CudaRunner(model, blocks=10)
     for mine, reference in zip(a_run(TorchRunner(model, blocks=10), seed=2), before, strict=True):
-        assert torch.equal(mine, reference)
+        assert np.array_equal(mine, reference)
     attention = model.layers[1].attention
     joined = runner._llama.layers[1].qkv.matrix.weight
     assert {w.weight.untyped_storage().data_ptr() for w in (attention.wq, attention.wk, attention.wv)} == {
@@ -158,7 +158,8 @@ def test_adapters_change_their_own_spans_alone():
     generator = torch.Generator().manual_seed(3)
 
     def factors(rows, columns):
-        return torch.randn(4, columns, generator=generator), 0.1 * torch.randn(rows, 4, generator=generator)
+        down, up = torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator)
+        return down.numpy(), 0.1 * up.numpy()
 
     adapter = Adapter({"layers.0.attention.wk": factors(16, 32), "layers.1.feed_forward.w2": factors(32, 48)})
     spans = [Span([1, 2], 0, [0]), Span([3, 4, 5], 0, [1], adapter=0), Span([6], 0, [2])]
@@ -167,7 +168,7 @@ def test_adapters_change_their_own_spans_alone():
     torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
     plain = runners[1].forward([Span(s.tokens, s.start, s.blocks) for s in spans])
     torch.testing.assert_close(mine[[0, 2]], plain[[0, 2]])
-    assert not torch.allclose(mine[1], plain[1], atol=0.1)
+    assert not np.allclose(mine[1], plain[1], atol=0.1)
 
 
 def test_the_engine_gives_the_same_answers_on_both_runners(monkeypatch):
@@ -192,7 +193,7 @@ def test_a_copied_block_reads_as_the_first():
     runner.forward([Span([1, 2, 3], 0, [0])])
     runner.copy_block(0, 4)
     first, second = runner.forward([Span([9], 3, [0])]), runner.forward([Span([9], 3, [4])])
-    assert torch.equal(first, second)
+    assert np.array_equal(first, second)
 
 
 def test_a_step_that_no_captured_room_holds_is_read_all_the_same():

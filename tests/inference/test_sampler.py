@@ -10,14 +10,15 @@ from puna.inference import sampler
 from puna.inference.sampler import Rows, draw, uniform
 
 V = 1500
-P = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+P = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04], dtype=np.float32)
 
 
-def shares(sampling: dict, logits: torch.Tensor, draws: int = 4000) -> torch.Tensor:
+def shares(sampling: dict, logits: np.ndarray, draws: int = 4000) -> np.ndarray:
     """How often each token is drawn over many seeds."""
     settings = [Sampling(**sampling, seed=seed) for seed in range(draws)]
-    tokens, _ = draw(logits.expand(draws, -1), Rows.of(settings, len(logits)), [0] * draws)
-    return torch.bincount(torch.tensor(tokens), minlength=len(logits)) / draws
+    rows = np.ascontiguousarray(np.broadcast_to(logits, (draws, len(logits))))
+    tokens, _ = draw(rows, Rows.of(settings, len(logits)), [0] * draws)
+    return np.bincount(tokens, minlength=len(logits)) / draws
 
 
 @pytest.mark.parametrize(
@@ -25,27 +26,27 @@ def shares(sampling: dict, logits: torch.Tensor, draws: int = 4000) -> torch.Ten
     [
         ({"temperature": 1.0}, P),
         ({"temperature": 0.5}, P**2),
-        ({"temperature": 1.0, "top_k": 2}, P * torch.tensor([1, 1, 0, 0, 0, 0])),
-        ({"temperature": 1.0, "top_p": 0.6}, P * torch.tensor([1, 1, 0, 0, 0, 0])),
-        ({"temperature": 1.0, "top_p": 0.7}, P * torch.tensor([1, 1, 1, 0, 0, 0])),
-        ({"temperature": 1.0, "min_p": 0.3}, P * torch.tensor([1, 1, 1, 0, 0, 0])),
-        ({"temperature": 1.0, "min_p": 1.0}, P * torch.tensor([1, 0, 0, 0, 0, 0])),
+        ({"temperature": 1.0, "top_k": 2}, P * np.array([1, 1, 0, 0, 0, 0])),
+        ({"temperature": 1.0, "top_p": 0.6}, P * np.array([1, 1, 0, 0, 0, 0])),
+        ({"temperature": 1.0, "top_p": 0.7}, P * np.array([1, 1, 1, 0, 0, 0])),
+        ({"temperature": 1.0, "min_p": 0.3}, P * np.array([1, 1, 1, 0, 0, 0])),
+        ({"temperature": 1.0, "min_p": 1.0}, P * np.array([1, 0, 0, 0, 0, 0])),
         # Of the top 3 (0.8 in all), 0.4 and 0.25 hold 81%.
-        ({"temperature": 1.0, "top_k": 3, "top_p": 0.8}, P * torch.tensor([1, 1, 0, 0, 0, 0])),
-        ({"temperature": 1.0, "top_p": 0.95, "min_p": 0.5}, P * torch.tensor([1, 1, 0, 0, 0, 0])),
-        ({"temperature": 0.0}, P * torch.tensor([1, 0, 0, 0, 0, 0])),
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.8}, P * np.array([1, 1, 0, 0, 0, 0])),
+        ({"temperature": 1.0, "top_p": 0.95, "min_p": 0.5}, P * np.array([1, 1, 0, 0, 0, 0])),
+        ({"temperature": 0.0}, P * np.array([1, 0, 0, 0, 0, 0])),
     ],
 )
 def test_tokens_are_drawn_as_often_as_the_cut_distribution_says(sampling, expected):
-    order = torch.tensor([3, 0, 5, 1, 4, 2])  # likeliest first would hide a wrong index
-    measured = shares(sampling, P.log()[order])
+    order = [3, 0, 5, 1, 4, 2]  # likeliest first would hide a wrong index
+    measured = shares(sampling, np.log(P)[order])
     expected = (expected / expected.sum())[order]
     assert (measured[expected == 0] == 0).all()
-    assert (measured - expected).abs().max() < 0.03
+    assert abs(measured - expected).max() < 0.03
 
 
 def test_a_flat_distribution_needs_more_candidates_than_a_few_and_gets_them():
-    logits = torch.zeros(2000)
+    logits = np.zeros(2000, dtype=np.float32)
     drawn = shares({"temperature": 1.0, "top_p": 0.9}, logits, 6000)
     assert 1500 < (drawn > 0).sum() <= 1801
 
@@ -63,7 +64,7 @@ RANDOM = st.builds(
 @given(st.lists(RANDOM, min_size=1, max_size=6), st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
 def test_a_row_gets_the_same_token_alone_and_in_any_batch(samplings, seed):
-    logits = torch.randn(len(samplings), V, generator=torch.Generator().manual_seed(seed)) * (seed % 4)
+    logits = np.random.default_rng(seed).standard_normal((len(samplings), V), dtype=np.float32) * (seed % 4)
     counts = list(range(len(samplings)))
     together, logprobs = draw(logits, Rows.of(samplings, V), counts)
     for i, sampling in enumerate(samplings):
@@ -72,9 +73,19 @@ def test_a_row_gets_the_same_token_alone_and_in_any_batch(samplings, seed):
         assert logprob[0] == pytest.approx(logprobs[i], abs=1e-5)
 
 
+@given(st.lists(RANDOM, min_size=1, max_size=6), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_logits_that_stay_on_a_device_give_the_same_tokens(samplings, seed):
+    logits = np.random.default_rng(seed).standard_normal((len(samplings), V), dtype=np.float32) * (1 + seed % 4)
+    rows, counts = Rows.of(samplings, V), [seed] * len(samplings)
+    tokens, logprobs = draw(logits, rows, counts)
+    same, close = draw(torch.from_numpy(logits), rows, counts)
+    assert tokens == same and logprobs == pytest.approx(close, abs=1e-5)
+
+
 def test_the_log_probability_is_the_models_own_whatever_the_sampling():
-    tokens, logprobs = draw(P.log()[None], Rows.of([Sampling(temperature=0.2, top_k=2, seed=1)], len(P)), [0])
-    assert logprobs[0] == pytest.approx(P[tokens[0]].log().item(), abs=1e-5)
+    tokens, logprobs = draw(np.log(P)[None], Rows.of([Sampling(temperature=0.2, top_k=2, seed=1)], len(P)), [0])
+    assert logprobs[0] == pytest.approx(float(np.log(P[tokens[0]])), abs=1e-5)
 
 
 def test_uniform_numbers_are_uniform_and_independent_between_seeds_and_counts():
@@ -114,6 +125,6 @@ def test_a_setting_of_a_wrong_type_or_beyond_all_numbers_is_refused_with_what_is
 )
 @pytest.mark.parametrize("more", [{}, {"top_k": 5}, {"min_p": 0.1}])
 def test_the_smallest_temperature_or_top_p_takes_the_likeliest_token(tiny, more):
-    logits = torch.randn(4, V, generator=torch.Generator().manual_seed(3)) * 30
+    logits = np.random.default_rng(3).standard_normal((4, V), dtype=np.float32) * 30
     settings = [Sampling(**tiny, **more, seed=seed) for seed in range(4)]
     assert draw(logits, Rows.of(settings, V), [0] * 4)[0] == logits.argmax(-1).tolist()

@@ -56,8 +56,8 @@ def test_a_dialogs_continuation_is_scored_as_the_assistants_next_message(engine,
 def test_a_batch_gives_the_scores_that_each_gets_alone(engine, monkeypatch):
     continuations = [Continuation(text=t, context=c) for t in TEXTS for c in ("", "and the")]
     together = engine.score(continuations)
-    monkeypatch.setattr("puna.inference.scoring.BATCH_TOKENS", 1)
-    monkeypatch.setattr("puna.inference.scoring._LOGITS_AT_ONCE", 2000)
+    monkeypatch.setattr("puna.inference.torch_scoring.BATCH_TOKENS", 1)
+    monkeypatch.setattr("puna.inference.torch_scoring._LOGITS_AT_ONCE", 2000)
     assert engine.score(continuations) == pytest.approx(together, rel=1e-4, abs=1e-3)
 
 

@@ -1,5 +1,6 @@
 """What a request's settings do to single tokens, seen in its answers."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_llama import random_model
@@ -30,7 +31,7 @@ def engine(model, tokenizer):
 def shaped(logits: list[float], prompt: list[int], drawn: list[int], **sampling) -> list[float]:
     sequence = Sequence(prompt, Request(prompt="", sampling=Sampling(**sampling)), 9, {0})
     sequence.tokens += drawn
-    before = torch.tensor(logits)
+    before = np.array(logits, dtype=np.float32)
     after = shape(before, sequence, guessed=[3])
     assert before.tolist() == logits
     return after.tolist()
@@ -119,7 +120,7 @@ def test_a_prompt_that_is_read_again_in_other_pieces_has_each_log_probability_on
     sequence = Sequence(list(range(100, 120)), request, 5, set())
     logits, drawing = torch.randn(20, 700, generator=torch.Generator().manual_seed(0)), Drawing(tokenizer)
     for start, end in [(0, 8), (0, 5), (5, 13), (13, 20)]:  # preempted after the first
-        drawing.prompt(sequence, start, logits[start:end])
+        drawing.prompt(sequence, start, logits[start:end].numpy())
     expected = logits.log_softmax(-1)[range(19), range(101, 120)]
     assert [c.token for c in sequence.prompt_choices] == list(range(101, 120))
     assert torch.allclose(torch.tensor([c.logprob for c in sequence.prompt_choices]), expected, atol=1e-5)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from puna.artifacts import stage
 from puna.errors import ArtifactError, ConfigError
-from puna.model.checkpoint import empty_model, load_config, load_model, save_model, write_folder
+from puna.model.checkpoint import empty_model, load_model, save_model, write_folder
 from puna.model.convert import hf_name, is_rotary, meta_name, to_hf, to_hf_rows, to_meta, to_meta_rows
+from puna.model.folder import load_config
 from puna.model.llama import Llama
 from puna.model.sizes import SIZES, LlamaConfig, RopeScaling
 from puna.tokenizer import Tokenizer

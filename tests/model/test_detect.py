@@ -5,8 +5,9 @@ import pytest
 
 from puna.artifacts import stage
 from puna.errors import ArtifactError
-from puna.model.checkpoint import QUANTISED, save_model
+from puna.model.checkpoint import save_model
 from puna.model.detect import kind_of
+from puna.model.folder import QUANTISED
 from puna.model.llama import Llama
 from puna.model.meta import write_meta
 from puna.model.sizes import LlamaConfig

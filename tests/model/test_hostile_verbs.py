@@ -142,7 +142,7 @@ def test_a_model_for_which_there_is_no_memory_is_a_message(tmp_path, capsys, mon
     def no_pages(*_: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("puna.model.checkpoint._PIECE_BYTES", 64)  # a row at a time
+    monkeypatch.setattr("puna.model.folder._PIECE_BYTES", 64)  # a row at a time
     monkeypatch.setattr("mmap.mmap", no_pages)
     assert main(["convert", str(path), str(tmp_path / "out"), "--to", "meta"]) == 1
     assert "there is no memory for a tensor of" in capsys.readouterr().err

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from puna.model.checkpoint import WeightFiles, save_model
+from puna.model.checkpoint import save_model
+from puna.model.folder import WeightFiles
 from puna.model.inspect import family_of, inspect, run_bytes
 from puna.model.llama import Llama
 from puna.model.sizes import SIZES, LlamaConfig

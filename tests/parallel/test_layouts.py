@@ -12,7 +12,7 @@ from layout_runs import CONFIG, losses
 from train_world import build
 
 from puna.config import to_json
-from puna.model.checkpoint import load_config
+from puna.model.folder import load_config
 from puna.parallel.context import attend_across, local_index
 
 ROOT = Path(__file__).parent.parent.parent

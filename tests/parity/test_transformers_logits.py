@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from puna.model.checkpoint import load_config, load_model, save_model
+from puna.model.checkpoint import load_model, save_model
+from puna.model.folder import load_config
 from puna.model.llama import Llama, attend_with
 from puna.model.sizes import LlamaConfig, RopeScaling
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from puna.errors import ConfigError
-from puna.model.checkpoint import WEIGHTS
+from puna.model.folder import WEIGHTS
 from puna.model.opening import open_checkpoint
 from puna.quant import QuantConfig, load_quantised, quantise
 from puna.quant.budget import CHOICES, Option, choose, lower_edge

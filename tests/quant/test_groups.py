@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.errors import DataError
-from puna.quant.groups import dequantise_matrix, pack4, pack6, packed_shapes, quantise_matrix, unpack4, unpack6
+from puna.quant.forms import packed_shapes
+from puna.quant.groups import dequantise_matrix, pack4, pack6, quantise_matrix, unpack4, unpack6
 
 
 def normal(rows: int = 64, columns: int = 256, seed: int = 0) -> torch.Tensor:

@@ -8,7 +8,8 @@ from small_checkpoint import make_checkpoint
 
 import puna.quant.stage
 from puna.errors import ArtifactError, ConfigError
-from puna.model.checkpoint import load_config, load_model
+from puna.model.checkpoint import load_model
+from puna.model.folder import load_config
 from puna.model.llama import Llama, attend_with
 from puna.quant import QuantConfig, is_quantised, load_quantised, quantise
 from puna.quant.groups import dequantise_matrix, quantise_matrix

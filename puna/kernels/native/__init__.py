@@ -8,9 +8,14 @@
 The library is built when the package is installed, if there is a C++ compiler. Without it `available()` is False and
 `why_not()` says what is missing; whoever needs speed then takes PyTorch's operations, at PyTorch's speed.
 
+Arrays are numpy's or PyTorch's, and what comes back is of the same make; PyTorch is not imported for it. (numpy has no
+bfloat16: such numbers come as PyTorch's, or are read from a file.)
+
 The best instruction set that the processor has is chosen at run time. PUNA_INSTRUCTIONS names another ("AVX2", "plain
 C++"), to compare or to look for a fault.
 """
+
+from __future__ import annotations
 
 import ctypes
 import os
@@ -20,16 +25,21 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from puna.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Array = np.ndarray | Tensor
 
 BLOCK_TOKENS = 16
 PARTS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 _KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4}
-_SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_SOURCES = {"float32": 0, "bfloat16": 1, "float16": 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
 _FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
@@ -138,12 +148,40 @@ def call(name: str, *arguments: object) -> object:
     return getattr(library, name)(*arguments)
 
 
-def address(tensor: Tensor | None, dtype: torch.dtype | None = None) -> int | None:
-    """The address of a tensor's numbers. It has to outlive the call."""
-    if tensor is None:
+def address(array: Array | None, dtype: str | None = None) -> int | None:
+    """The address of an array's numbers. It has to outlive the call."""
+    if array is None:
         return None
-    assert tensor.is_contiguous() and tensor.device.type == "cpu" and dtype in (None, tensor.dtype)
-    return tensor.data_ptr()
+    assert dtype in (None, dtype_name(array.dtype)), f"{array.dtype} is not {dtype}"
+    if isinstance(array, np.ndarray):
+        assert array.flags.c_contiguous
+        return array.ctypes.data
+    assert array.is_contiguous() and array.device.type == "cpu"
+    return array.data_ptr()
+
+
+def dtype_name(dtype: object) -> str:
+    """What numpy and PyTorch both call a type of numbers: "float32", "bfloat16", ..."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _whole(array: Array) -> Array:
+    """The same numbers without gaps."""
+    return np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array.detach().contiguous()
+
+
+def _floats(array: Array) -> Array:
+    """The numbers as float32, without gaps."""
+    return _whole(array.astype(np.float32, copy=False) if isinstance(array, np.ndarray) else array.detach().float())
+
+
+def _new(like: Array, *shape: int, dtype: str = "float32") -> Array:
+    """Room of the same make as `like`."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, dtype)
+    import torch
+
+    return torch.empty(shape, dtype=getattr(torch, dtype))
 
 
 class _Owned:
@@ -181,8 +219,8 @@ class Stored:
     file: int  # a descriptor, open for reading
     begin: int  # bytes before row 0
     shape: tuple[int, int]
-    dtype: torch.dtype
-    order: Tensor | None = None  # (rows,) int64
+    dtype: str
+    order: np.ndarray | None = None  # (rows,) int64
 
 
 class Matrix(_Owned):
@@ -204,20 +242,20 @@ class Matrix(_Owned):
     def bytes(self) -> int:
         return call("puna_matrix_bytes", self.pointer)
 
-    def floats(self, team: "Team | Borrowed", weight: Tensor | Stored, first: int = 0) -> "Matrix":
+    def floats(self, team: Team | Borrowed, weight: Array | Stored, first: int = 0) -> Matrix:
         """Take `weight` (n, columns), of any float type, as rows `first`, …; converted if need be."""
-        if isinstance(weight, Tensor):
-            weight = weight if weight.dtype in _SOURCES else weight.float()
-        return self._fill("floats", team, weight, self.columns, first, _SOURCES[weight.dtype])
+        if not isinstance(weight, Stored) and dtype_name(weight.dtype) not in _SOURCES:
+            weight = _floats(weight)
+        return self._fill("floats", team, weight, self.columns, first, _SOURCES[dtype_name(weight.dtype)])
 
     def codes(
         self,
-        team: "Team | Borrowed",
-        codes: Tensor | Stored,
-        scales: Tensor | Stored,
-        offsets: Tensor | Stored | None = None,
+        team: Team | Borrowed,
+        codes: Array | Stored,
+        scales: Array | Stored,
+        offsets: Array | Stored | None = None,
         first: int = 0,
-    ) -> "Matrix":
+    ) -> Matrix:
         """Take quantised rows: signed codes (n, columns) int8, two to a byte (n, columns / 2) uint8, or 16 in 12 bytes
         (n, columns * 12 / 16) uint8, as `quant.groups` packs them; scales and offsets (n, groups) float16."""
         halves, sixteens = -(-self.columns // 2), -(-self.columns // 16)
@@ -226,42 +264,42 @@ class Matrix(_Owned):
         groups = -(-self.columns // self.group)
         for kind, numbers in enumerate((scales, offsets)):
             if numbers is not None:
-                assert numbers.dtype == torch.float16
+                assert dtype_name(numbers.dtype) == "float16"
                 self._fill("scales", team, numbers, groups, first, kind)
         return self
 
-    def blocks(self, team: "Team | Borrowed", data: Tensor | Stored, first: int = 0) -> "Matrix":
+    def blocks(self, team: Team | Borrowed, data: Array | Stored, first: int = 0) -> Matrix:
         """Take rows of GGUF's Q4_0 or Q8_0 blocks as they lie in the file, (n, bytes of a row) uint8."""
         assert self.group == 32
         return self._fill("blocks", team, data, self.columns // 32 * (18 if self.kind == "int4" else 34), first)
 
     def _fill(
-        self, what: str, team: "Team | Borrowed", data: Tensor | Stored, width: int, first: int, *more: int
-    ) -> "Matrix":
+        self, what: str, team: Team | Borrowed, data: Array | Stored, width: int, first: int, *more: int
+    ) -> Matrix:
         rows, columns = data.shape
         assert columns == width and first % (64 if self.packed else 16) == 0 and first + rows <= self.rows
         order = None
         if isinstance(data, Stored):
             source = (None, data.file, data.begin)
-            order = None if data.order is None else data.order.contiguous()
+            order = data.order
         else:
-            data = data.detach().contiguous()
+            data = _whole(data)
             source = (address(data), 0, 0)
-        ordered = () if what == "blocks" else (address(order, torch.int64),)
+        ordered = () if what == "blocks" else (address(order, "int64"),)
         if not call(f"puna_matrix_{what}", team.pointer, self.pointer, first, rows, *source, *ordered, *more):
             raise OSError("the file ended while its weights were read")
         return self
 
-    def multiply(self, team: "Team | Borrowed", x: Tensor) -> Tensor:
+    def multiply(self, team: Team | Borrowed, x: Array) -> Array:
         """x W^T, (n, rows) float32, for x (n, columns) float32."""
-        x, y = x.contiguous(), torch.empty(len(x), self.rows)
-        call("puna_multiply", team.pointer, self.pointer, address(x, torch.float32), len(x), address(y))
+        x, y = _whole(x), _new(x, len(x), self.rows)
+        call("puna_multiply", team.pointer, self.pointer, address(x, "float32"), len(x), address(y))
         return y
 
-    def rows_of(self, indices: Tensor) -> Tensor:
+    def rows_of(self, indices: Array) -> Array:
         """The rows `indices` (n,) int64 as numbers, (n, columns) float32."""
-        out = torch.empty(len(indices), self.columns)
-        call("puna_embed", self.pointer, address(indices.contiguous(), torch.int64), len(indices), address(out))
+        out = _new(indices, len(indices), self.columns)
+        call("puna_embed", self.pointer, address(_whole(indices), "int64"), len(indices), address(out))
         return out
 
 
@@ -286,16 +324,17 @@ class Cache(_Owned):
         """Give all memory back to the system; what was in it is gone."""
         call("puna_cache_forget", self.pointer)
 
-    def write(self, layer: int, blocks: Tensor, start: int, k: Tensor, v: Tensor) -> None:
+    def write(self, layer: int, blocks: Array, start: int, k: Array, v: Array) -> None:
         """Keys and values (n, heads, width) float32 of the positions from `start` of a sequence with these blocks."""
-        at = (address(k.contiguous(), torch.float32), address(v.contiguous(), torch.float32))
-        call("puna_cache_write", self.pointer, layer, address(blocks, torch.int32), start, len(k), *at)
+        k, v = _whole(k), _whole(v)
+        at = (address(k, "float32"), address(v, "float32"))
+        call("puna_cache_write", self.pointer, layer, address(blocks, "int32"), start, len(k), *at)
 
-    def attend(self, team: "Team | Borrowed", layer: int, blocks: Tensor, start: int, q: Tensor) -> Tensor:
+    def attend(self, team: Team | Borrowed, layer: int, blocks: Array, start: int, q: Array) -> Array:
         """What queries (n, H, width) float32 at positions `start`, … read, of the positions up to their own."""
-        q, out = q.contiguous(), torch.empty_like(q)
+        q, out = _whole(q), _new(q, *q.shape)
         heads = q.shape[1]
-        at = (address(blocks, torch.int32), start, len(q), heads, address(q, torch.float32), address(out))
+        at = (address(blocks, "int32"), start, len(q), heads, address(q, "float32"), address(out))
         call("puna_attend", team.pointer, self.pointer, layer, *at)
         return out
 
@@ -315,24 +354,24 @@ class Network(_Owned):
 
     _free = "puna_model_free"
 
-    def __init__(self, sizes: Sequence[int], eps: float, frequencies: Tensor, threads: int):
+    def __init__(self, sizes: Sequence[int], eps: float, frequencies: Array, threads: int):
         self.sizes = tuple(sizes)
-        frequencies = frequencies.float().contiguous()
+        frequencies = _floats(frequencies)
         super().__init__(call("puna_model", (c_int64 * 7)(*sizes), eps, address(frequencies), threads), "a model")
         self.team = Borrowed(call("puna_model_team", self.pointer))
         self._kept: list[object] = []  # the matrices, which the library only points to
 
-    def layer(self, index: int, matrices: Sequence[Matrix], norm1: Tensor, norm2: Tensor) -> None:
+    def layer(self, index: int, matrices: Sequence[Matrix], norm1: Array, norm2: Array) -> None:
         """Layer `index`: its matrices in the order of `PARTS`, its norms' weights float32."""
         self._kept += matrices
         parts = (c_void_p * len(PARTS))(*(m.pointer for m in matrices))
-        norms = [n.detach().float().contiguous() for n in (norm1, norm2)]
+        norms = [_floats(norm) for norm in (norm1, norm2)]
         call("puna_model_layer", self.pointer, index, parts, *map(address, norms))
 
-    def ends(self, embedding: Matrix, output: Matrix, norm: Tensor) -> None:
+    def ends(self, embedding: Matrix, output: Matrix, norm: Array) -> None:
         """The embedding, the output matrix (the same object where they are tied) and the last norm."""
         self._kept += [embedding, output]
-        norm = norm.detach().float().contiguous()
+        norm = _floats(norm)
         call("puna_model_ends", self.pointer, embedding.pointer, output.pointer, address(norm))
 
     @property
@@ -344,52 +383,52 @@ class Network(_Owned):
         """A new low-rank adapter that changes nothing yet; returns its number."""
         return call("puna_model_adapter", self.pointer)
 
-    def adapt(self, adapter: int, layer: int, part: str, down: Tensor, up: Tensor) -> None:
+    def adapt(self, adapter: int, layer: int, part: str, down: Array, up: Array) -> None:
         """Add up (outputs, rank) times down (rank, inputs) to a matrix of a layer for who asks for the adapter."""
-        down, up = down.float().contiguous(), up.float().contiguous()
+        down, up = _floats(down), _floats(up)
         sizes = (len(down), down.shape[1], len(up))
         call("puna_model_adapt", self.pointer, adapter, layer, PARTS.index(part), *sizes, address(down), address(up))
 
     def forward(
         self,
         cache: Cache,
-        tokens: Tensor,
-        spans: Tensor,
-        blocks: Tensor,
+        tokens: np.ndarray,
+        spans: np.ndarray,
+        blocks: np.ndarray,
         *,
         hidden: bool = False,
-    ) -> Tensor:
+    ) -> np.ndarray:
         """Read new tokens of some sequences; the logits (or last states) after each span's last `wanted` tokens.
 
         `tokens` (n,) int32 of all spans, one after the other. `spans` (5, s) int64: how many tokens, how many are in
         the cache before, wanted, adapter or -1, where its blocks begin in `blocks` (m,) int32.
         """
         width = self.sizes[1] if hidden else self.sizes[6]
-        out = torch.empty(int(spans[2].sum()), width)
-        rows = [address(row.contiguous(), torch.int64) for row in spans]
-        at = (*rows, address(blocks, torch.int32), address(tokens, torch.int32), address(out), int(hidden))
+        out = np.empty((int(spans[2].sum()), width), np.float32)
+        rows = [address(row, "int64") for row in spans]
+        at = (*rows, address(blocks, "int32"), address(tokens, "int32"), address(out), int(hidden))
         call("puna_forward", self.pointer, cache.pointer, spans.shape[1], *at)
         return out
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """x / rms(x) * weight for rows of x (n, columns), float32."""
-    x, y = x.contiguous(), torch.empty_like(x)
-    call("puna_rms_norm", address(x), address(weight.contiguous()), eps, x.shape[1], len(x), address(y))
+    x, weight, y = _whole(x), _whole(weight), _new(x, *x.shape)
+    call("puna_rms_norm", address(x), address(weight), eps, x.shape[1], len(x), address(y))
     return y
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn pairs (2i, 2i+1) of heads x (n, E) by (cos, sin) in turns (n, E)."""
-    x = x.clone().contiguous()
-    call("puna_rotate", address(x), address(turns.contiguous()), x.shape[1], len(x))
+    x, turns = x.clone().contiguous(), turns.contiguous()
+    call("puna_rotate", address(x), address(turns), x.shape[1], len(x))
     return x
 
 
 def gate(y: Tensor, x: Tensor) -> Tensor:
     """silu(y) * x; both hold a multiple of 16 numbers."""
-    y = y.clone().contiguous()
-    call("puna_gate", address(y), address(x.contiguous()), y.numel())
+    y, x = y.clone().contiguous(), x.contiguous()
+    call("puna_gate", address(y), address(x), y.numel())
     return y
 
 
@@ -398,26 +437,17 @@ def encode(team: Team | Borrowed, weights: Tensor, code: int, width: int, size: 
 
     That is infinite where a weight is not finite. `weights` are of a float type that a matrix takes.
     """
-    weights = weights.contiguous()
-    blocks = torch.empty(weights.numel() // width, size, dtype=torch.uint8)
-    source = _SOURCES[weights.dtype]
+    weights = _whole(weights)
+    blocks = _new(weights, weights.numel() // width, size, dtype="uint8")
+    source = _SOURCES[dtype_name(weights.dtype)]
     return blocks, call("puna_encode", team.pointer, code, address(weights), source, len(blocks), address(blocks))
 
 
-def top(team: Team | Borrowed, logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def top(team: Team | Borrowed, logits: Array, k: int) -> tuple[Array, Array, Array]:
     """The k largest of each row of logits (n, V) float32, descending, their indices (int32), and logsumexp of the row."""
-    logits = logits.contiguous()
+    logits = _whole(logits)
     n, V = logits.shape
-    values, indices, sums = torch.empty(n, k), torch.empty(n, k, dtype=torch.int32), torch.empty(n)
-    call(
-        "puna_top",
-        team.pointer,
-        address(logits, torch.float32),
-        n,
-        V,
-        k,
-        address(values),
-        address(indices),
-        address(sums),
-    )
+    values, indices, sums = _new(logits, n, k), _new(logits, n, k, dtype="int32"), _new(logits, n)
+    at = (address(logits, "float32"), n, V, k, address(values), address(indices), address(sums))
+    call("puna_top", team.pointer, *at)
     return values, indices, sums

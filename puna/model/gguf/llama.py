@@ -29,6 +29,7 @@ from torch import Tensor
 from puna.errors import ArtifactError, ConfigError, shown
 from puna.model.checkpoint import empty_model, fill
 from puna.model.convert import hf_name, is_rotary, to_hf_rows
+from puna.model.gguf.blocks import BlockType
 from puna.model.gguf.format import Container
 from puna.model.gguf.vocabulary import Vocabulary, read_vocabulary
 from puna.model.llama import Llama, rope_frequencies
@@ -113,6 +114,10 @@ class GgufFile:
     def form(self, name: str) -> str:
         """How the tensor is packed, such as "Q4_K"."""
         return self._container.tensors[self._home[name]].kind.name
+
+    def kind(self, name: str) -> BlockType:
+        """The same as a block type."""
+        return self._container.tensors[self._home[name]].kind
 
     def read(self, name: str) -> Tensor:
         """A whole tensor: float32 if it is quantised, else in its stored type."""

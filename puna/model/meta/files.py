@@ -31,13 +31,15 @@ from torch import Tensor
 
 from puna import log
 from puna.errors import ArtifactError
-from puna.model.checkpoint import empty_model, read_json, verified_file
+from puna.model.checkpoint import empty_model
 from puna.model.convert import hf_name, is_rotary, to_hf_rows
+from puna.model.dtypes import NAMES
+from puna.model.folder import read_json, verified_file
 from puna.model.llama import Llama
 from puna.model.meta.params import PARAMS, Facts, parse_params
 from puna.model.meta.torchfile import FREQUENCIES, TorchFile
 from puna.model.sizes import LlamaConfig
-from puna.model.tensorfile import NAMES, TensorEntry, row_pieces
+from puna.model.tensorfile import TensorEntry, row_pieces
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 _PIECE_BYTES = 4 << 20  # of a merged tensor, read at a time
@@ -98,7 +100,7 @@ class MetaFiles:
 
     def form(self, name: str) -> str:
         """How the values of a tensor are stored: `BF16`, `F32`, ..."""
-        return NAMES[self._entry(self._hf[name]).dtype]
+        return self._entry(self._hf[name]).form
 
     def bytes(self, name: str) -> int:
         return self._entry(self._hf[name]).bytes
@@ -133,7 +135,7 @@ class MetaFiles:
             raise ArtifactError(f"{self.path}: tensor {name!r} {says}, {asked}", hint=_HINT)
 
     def _entry(self, name: str) -> TensorEntry:
-        return TensorEntry(self._files[0].tensors[name].storage.dtype, self._shapes[name], 0)
+        return TensorEntry(NAMES[self._files[0].tensors[name].storage.dtype], self._shapes[name], 0)
 
     def _to_hf(self, name: str, rows: Tensor) -> Tensor:
         return to_hf_rows(rows, self.config.head_dim) if is_rotary(name) else rows
@@ -186,7 +188,7 @@ class MetaFiles:
             sums = file.checksum(EMBEDDING), file.checksum(OUTPUT)
             if None not in sums and sums[0] != sums[1]:
                 return False
-            entry = TensorEntry(here[0].storage.dtype, here[0].shape, 0)
+            entry = TensorEntry(NAMES[here[0].storage.dtype], here[0].shape, 0)
             for start, stop in row_pieces(entry, 1, _PIECE_BYTES):
                 if not _same_bits(file.read(EMBEDDING, start, stop), file.read(OUTPUT, start, stop)):
                     return False
