@@ -30,10 +30,10 @@ from puna.planner.policies import SavePolicy
 from puna.planner.scenario import DAY_S, Scenario, plain
 from puna.planner.study import study
 from puna.train.resilience import inject
+from puna.train.resilience.job import Job
 from puna.train.resilience.launcher import launch
 from puna.train.resilience.ledger import Account, account, read
 from puna.train.resilience.settings import ResilienceConfig
-from puna.train.resilience.supervisor import Job
 
 WORLD = Path(__file__).parent.parent / "tests" / "faults"
 RESULTS = Path(__file__).parent / "results"

@@ -171,8 +171,13 @@ class Started:
 
     def step(self) -> int:
         """The newest step in the ledger."""
-        path = self.out / "ledger.jsonl"
-        events = ledger.read(self.out) if path.exists() else []
+        path = self.out / ledger.LEDGER
+        if not path.exists():
+            return -1
+        with path.open("rb") as file:  # the end of it alone: this is asked often, and a long run writes much
+            file.seek(max(0, path.stat().st_size - 8192))
+            lines = file.read().split(b"\n")[1 if file.tell() > 8192 else 0 : -1]
+        events = [json.loads(line) for line in lines if b'"step"' in line]
         return max((e["step"] for e in events if e["event"] == "step"), default=-1)
 
     def await_step(self, step: int, timeout_s: float = 120) -> None:
@@ -222,8 +227,8 @@ def complain(*, out: str) -> None:
 
 
 if __name__ == "__main__":
+    from puna.train.resilience.job import Job
     from puna.train.resilience.launcher import launch
-    from puna.train.resilience.supervisor import Job
 
     path = Path(sys.argv[1])
     sys.exit(launch(config.from_json(Job, json.loads(path.read_text())), path.parent))

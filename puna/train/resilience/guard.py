@@ -7,45 +7,29 @@
     settle       the last step: is it sound, too?
     finished     all is on disk; memory is given back
 
-`capture(run)` gives the tensors of this rank, a record of plain values, and which tensors are pieces of larger ones;
-`fill(run, tensors, record)` puts pieces back, or wholes that were saved on another layout.
 Of the run itself the guard reads `run.position.step` alone.
 """
 
-import contextlib
-import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from puna import artifacts, config
+from puna import config
 from puna.parallel import waiting
 from puna.parallel.brought import Brought
-from puna.parallel.placement import Cut
 from puna.planner.policies import SpikeState, Verdict
 from puna.train.resilience import board, home, sentry, signals
 from puna.train.resilience.comparing import Comparing
-from puna.train.resilience.durable import DurableTier
-from puna.train.resilience.image import Snapshot
-from puna.train.resilience.memory import MemoryTier
+from puna.train.resilience.keeping import Capture, Fill, Keeping
 from puna.train.resilience.pace import Pace, slow
 from puna.train.resilience.peers import Peers
 from puna.train.resilience.recheck import Recheck, Unreliable
-from puna.train.resilience.restore import Found, newest
-from puna.train.resilience.saver import Saver
+from puna.train.resilience.restore import Found
 from puna.train.resilience.settings import ResilienceConfig
-from puna.train.resilience.sharing import Sharing
 from puna.train.resilience.telling import Telling
-
-Capture = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any], Cut]]
-Fill = Callable[[Any, dict[str, Tensor], dict[str, Any]], None]
-
 
 SAFE = ("data", "backward", "evaluate")  # phases in which the state is that of whole steps
 
@@ -65,15 +49,14 @@ class Guard:
         brought: Brought | None = None,
         on_beat: Callable[[int, str], None] | None = None,
     ):
-        self.settings, self.out, self.capture, self.fill, self.layout = settings, Path(out), capture, fill, layout
+        self.settings, self.out = settings, Path(out)
         self.peers = peers or Peers()
         self.home = home.Home.of_rank(self.out, self.peers)
         node = self.home.node(self.peers.node)
         self.tell = Telling(self.out, self.peers)
-        self.durable = DurableTier(self.out / artifacts.WORK, kept=settings.save.kept)
-        place = {"part": self.peers.part, "parts": self.peers.parts, "replica": self.peers.replica}
-        self.memory = MemoryTier(node, **place, holds=self.peers.first_on_node)
-        self.saver = Saver(self.memory, self.durable, self._note, self._sharing(node))
+        state = {"capture": capture, "fill": fill, "layout": layout}
+        how = {"kept": settings.save.kept, "shares": self.home.supervised, **state}
+        self.keeping = Keeping(self.out, node, self.peers, self.tell, **how)
         lines = board.Board(node / "board", self.peers.world)
         self.pulse = board.Pulse(
             lines,
@@ -82,31 +65,19 @@ class Guard:
             every_s=settings.detect.beat_every_s,
             waits=waiting.now,
         )
-        self.spikes, self.generation = SpikeState(), 0
+        self.spikes = SpikeState()
         self.pace = Pace(settings.straggler)
         most = settings.corrupt_most
         self.comparing = Comparing(self.peers, self.tell, most=most)
         self.recheck = Recheck(self.peers, self.tell, brought, every=settings.recompute_every_steps, most=most)
         self.rolling: Verdict | None = None  # a roll-back that was ordered
         self.made = True  # the last step was an update
-        self.due: tuple[int, int] | None = None  # the state whose replicas are to be compared before the next update
         self.waited = {"saving": 0.0, "checking": 0.0}
         self.paces_due = False  # whether the ranks' own times are to be compared before the next update
         self.phase = "starting"
-        self.whole = threading.Lock()  # held while the state is between two steps
-        self.changing = False  # this thread holds it
         self.run: Any = None
         self.errors = node / "errors"
         self.on_beat = on_beat  # where faults are injected
-
-    def _sharing(self, node: Path) -> Sharing | None:
-        """Where another node's loss would take the only copy of a part along, the ranks send theirs around."""
-        neighbour = self.peers.neighbour() if self.home.supervised else None
-        if neighbour is None:
-            return None
-        source = neighbour[1]
-        store = MemoryTier(node, part=self.peers.all_parts[source], parts=self.peers.parts, copy=True)
-        return Sharing(self.peers, store, to=neighbour[0], source=source)
 
     # --- beginning and end
 
@@ -126,18 +97,21 @@ class Guard:
 
         False if there is none to go back to, or never was one. Raises `ArtifactError` if there were, and none is valid.
         """
-        back, spikes, generation = self.rolling, self.spikes, self.generation
+        back, spikes, generation = self.rolling, self.spikes, self.keeping.generation
         self.rolling = None
         if back is not None:
-            self._make_ready(back)
-        with self._still():
-            found = self._newest(most)
+            self.keeping.saver.drain()
+            if not back.pass_over:
+                self.keeping.forget_unverified()
+            self.peers.gather(None)  # nobody looks for a state before all have forgotten
+        with self.keeping.still():
+            found = self.keeping.newest(most)
             if found is None:
-                self.durable.refuse_to_start_over()
+                self.keeping.durable.refuse_to_start_over()
                 return False if back else self._begin(run)
             self._fill(run, found)
             if back is not None:
-                self.generation = generation + 1
+                self.keeping.generation = generation + 1
             if back is not None and back.pass_over:
                 self.spikes = spikes
         self.run = run
@@ -147,38 +121,23 @@ class Guard:
             self.tell.ledger("rolled_back", step=found.key[1], why="data" if back.pass_over else "corruption")
         return True
 
-    def _newest(self, most: int | None) -> Found | None:
-        """The newest state of at most `most` steps; if all are newer, the newest of these."""
-        node = self.home.node(self.peers.node)
-        for limit in (most,) if most is None else (most, None):
-            found = newest(self.peers, node, self.durable, layout=self.layout, most=limit)
-            if found is not None:
-                return found
-        return None
-
     def _begin(self, run: Any) -> bool:
         """A run's very beginning is saved, too: something to go back to, and a sign that the disk takes it."""
         self.run = run
         self.tell.ledger("restored", step=0, tier="none")
-        self._save(run, durable=True, checked=self.peers.replicas > 1)
+        self.keeping.save(run, self._record(), durable=True, checked=self.peers.replicas > 1)
         return False
 
-    def _make_ready(self, back: Verdict) -> None:
-        """Before a roll-back: finish what is being saved; forget what nobody vouches for."""
-        self.saver.drain()
-        if not back.pass_over:
-            self.memory.forget_unverified()
-        self.peers.gather(None)  # nobody looks for a state before all have forgotten
-
     def _fill(self, run: Any, found: Found) -> None:
-        record = dict(found.record)
-        guard = record.pop("guard", None)
-        self.recheck.sound = min(record.pop("sound", 0), found.key[1])
-        self.fill(run, found.tensors, record)
-        self.generation = found.key[0]
-        if guard:
-            self.spikes = config.from_json(SpikeState, guard)
-        self.due = None
+        spikes = found.record.pop("guard", None)
+        self.recheck.sound = min(found.record.pop("sound", 0), found.key[1])
+        self.keeping.fill(run, found)
+        if spikes:
+            self.spikes = config.from_json(SpikeState, spikes)
+
+    def _record(self) -> dict[str, Any]:
+        """What is kept with a state, so that a run that was started again judges as before."""
+        return {"guard": config.to_json(self.spikes), "sound": self.recheck.sound}
 
     def settle(self) -> Verdict:
         """Of the run's last step: go, or back."""
@@ -190,7 +149,7 @@ class Guard:
 
     def finished(self) -> None:
         """The run is done: all saves are on disk, and memory is given back."""
-        self.saver.drain()
+        self.keeping.saver.drain()
         self.tell.ledger("end", why="finished")
         self.pulse.end()
         signals.ignore()
@@ -203,9 +162,9 @@ class Guard:
     def beat(self, step: int, phase: str) -> None:
         """This rank has come to `phase` of `step`."""
         if phase in SAFE:
-            self._release()
+            self.keeping.release()
         else:
-            self._hold()
+            self.keeping.hold()
         if self.phase == "evaluate":
             self.tell.ledger("evaluated")
         if phase == "backward":
@@ -217,9 +176,9 @@ class Guard:
             self.on_beat(step, phase)
 
     def _settle(self) -> None:
-        self._wait("saving", self.saver.settle)
-        if self.saver.newest is not None:
-            seal = self.saver.newest[1]
+        self._wait("saving", self.keeping.settle)
+        if self.keeping.saver.newest is not None:
+            seal = self.keeping.saver.newest[1]
             self.comparing.trial.note(seal.step, seal.hash)
 
     def judge(self, step: int, loss: float, norm: float) -> Verdict:
@@ -230,7 +189,7 @@ class Guard:
         found = self._compare_if_due() or self.comparing.agree(step, loss, norm) or self._recheck(step)
         verdict = replace(found, rate=self.spikes.rate) if found else self._judge_values(step, loss, norm)
         if verdict.action in ("go", "skip"):
-            self._hold()  # the state is about to change
+            self.keeping.hold()
         if verdict.action in ("roll_back", "lower_rate"):
             self.rolling = verdict
         return verdict
@@ -241,54 +200,26 @@ class Guard:
         self.waited["checking"] += self.recheck.seconds
         self.recheck.seconds = 0.0
         if self.recheck.every:
-            self.durable.sound = self.recheck.sound
+            self.keeping.durable.sound = self.recheck.sound
         if verdict is not None and verdict.action == "roll_back":
-            self._forget_after(verdict.to, verdict.why)
+            self.keeping.forget_after(verdict.to, verdict.why)
             if self.peers.rank in self.recheck.unreliable:
                 raise Unreliable(verdict.why)
             self.peers.gather(None)  # an unreliable one ends; without it there is nothing to wait for
         return verdict
 
-    def _forget_after(self, step: int, why: str) -> None:
-        """No state of more than `step` steps is to be trusted."""
-        self.saver.drain()
-        self.saver.forget_after(step)
-        if self.peers.rank == 0:
-            for state in self.durable.states():
-                if state.step > step:
-                    self.durable.quarantine(state, [why])
-        self.peers.gather(None)  # nobody looks for a state before all have forgotten
-
     def _compare_if_due(self) -> Verdict | None:
-        if self.due is None or self.saver.newest is None:
+        keeping = self.keeping
+        if keeping.due is None or keeping.saver.newest is None:
             return None
-        (key, self.due), began = (self.due, None), time.perf_counter()
-        verdict = self.comparing.compare(key, self.saver.newest[1].hash)
+        (key, keeping.due), began = (keeping.due, None), time.perf_counter()
+        verdict = self.comparing.compare(key, keeping.saver.newest[1].hash)
         if verdict is None:
-            self.memory.verify(key)
+            keeping.memory.verify(key)
             if self.settings.save.durable(key[1]):
-                self._publish()
+                keeping.publish()
         self.waited["checking"] += time.perf_counter() - began
         return verdict
-
-    def _hold(self) -> None:
-        if not self.changing:
-            self.whole.acquire()
-            self.changing = True
-
-    def _release(self) -> None:
-        if self.changing:
-            self.changing = False
-            self.whole.release()
-
-    @contextlib.contextmanager
-    def _still(self) -> Iterator[None]:
-        """Within it, nobody else looks at the run's state."""
-        self._hold()
-        try:
-            yield
-        finally:
-            self._release()
 
     def _judge_values(self, step: int, loss: float, norm: float) -> Verdict:
         repeated = self.comparing.repeating == step
@@ -309,38 +240,16 @@ class Guard:
         every = self.settings.check_every_steps
         durable = save.durable(step)
         checked = self.peers.replicas > 1 and every > 0 and (durable or step % every == 0)
+        how = {"durable": durable, "checked": checked}
         self.beat(step, "saving")
         if durable or checked or (self.home.supervised and save.in_memory(step)):
-            self._wait("saving", lambda: self._save(run, durable=durable, checked=checked))
+            self._wait("saving", lambda: self.keeping.save(run, self._record(), **how))
         self.paces_due = self.peers.world > 1 and every > 0 and step % every == 0
         self.pace.end_step()
         self.pulse.own_s = self.pace.last_s
         spent = {name: round(seconds, 6) for name, seconds in self.waited.items() if seconds}
         self.tell.ledger("step", step=step, **({} if self.made else {"made": False}), **spent)
         self.waited = dict.fromkeys(self.waited, 0.0)
-
-    # --- saving and comparing
-
-    def _save(self, run: Any, *, durable: bool, checked: bool = False) -> None:
-        tensors, record, cut = self.capture(run)
-        record = {**record, "guard": config.to_json(self.spikes), "layout": self.layout, "sound": self.recheck.sound}
-        record = json.loads(json.dumps(record))  # the run goes on while it is written
-        snapshot = Snapshot(step=run.position.step, generation=self.generation, tensors=tensors, record=record, cut=cut)
-        self.saver.start(snapshot, must=durable or checked)
-        if checked:
-            self.due = snapshot.key
-        elif durable:
-            self.saver.settle()
-            self._publish()
-
-    def _publish(self) -> None:
-        if self.saver.newest is None or self.peers.replica != 0:
-            return
-        slot, seal = self.saver.newest
-        if slot is None:
-            self._note("save_failed", step=seal.step, why="there is no memory left to copy the state to")
-        else:
-            self.saver.publish(slot, seal)
 
     def _look_for_slow_ones(self) -> None:
         if not self.paces_due:
@@ -365,23 +274,5 @@ class Guard:
             return
         step = self.run.position.step
         self.pulse.beat(step, "leaving")
-        if self.whole.acquire(timeout=self.settings.leave_s / 2):  # an update that is under way is finished first
-            self.saver.settle()
-            newest = self.saver.newest
-            if newest is None or newest[1].key != (self.generation, self.run.position.step):
-                self._save(self.run, durable=False)
-                self.saver.settle()
-        for slot, seal in sorted(self.memory.sealed().items(), key=lambda s: s[1].key, reverse=True)[: self._copies()]:
-            if self.memory.holds and self.peers.replica == 0:
-                self.saver.publish_now(slot, seal)
+        self.keeping.leave(self.run, self._record(), within_s=self.settings.leave_s / 2)
         self.tell.ledger("end", why="asked to", step=step)
-
-    def _copies(self) -> int:
-        """With several parts, ranks may be a step apart: two states, of which all have one."""
-        return 2 if self.peers.parts > 1 else 1
-
-    # --- telling
-
-    def _note(self, event: str, **values: Any) -> None:
-        if event in ("save_failed", "durable"):
-            self.tell.ledger(event, **values)

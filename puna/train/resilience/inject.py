@@ -1,6 +1,6 @@
 """Faults, on purpose: what the tests, the fault matrix and the soak do to a run.
 
-A plan is a file `faults.json` in the run's scratch: a list of {"kind", "step", "rank", ...}. A rank calls `at` at points
+A plan is a file in the folder `faults` of the run: a list of {"kind", "step", "rank", ...}. A rank calls `at` at points
 of its step, and what is planned for it happens there, once: a mark on disk is made first, so that the same fault does
 not come again when the step is made again. Faults that come from outside (a signal, a damaged file) have functions of
 their own. The time of each is written to `injected.jsonl`, from which detection is measured.
@@ -31,7 +31,7 @@ import torch
 from puna.artifacts import WORK
 from puna.train.resilience.peers import node_name
 
-PLAN, DONE = "faults.json", "injected.jsonl"
+FOLDER, PLAN, DONE = "faults", "plan.json", "injected.jsonl"  # in the run's folder: its scratch may be full on purpose
 PLANNED = (
     "kill",
     "stop",
@@ -55,14 +55,14 @@ _folder = Path()
 
 def plan(out: Path, faults: list[dict[str, Any]]) -> None:
     """Write the plan of a run that is not begun yet."""
-    (out / WORK).mkdir(parents=True, exist_ok=True)
-    (out / WORK / PLAN).write_text(json.dumps([{"id": number, **fault} for number, fault in enumerate(faults)]))
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    (out / FOLDER / PLAN).write_text(json.dumps([{"id": number, **fault} for number, fault in enumerate(faults)]))
 
 
 def prepare(out: Path) -> None:
     """Read the plan, in each rank. A run without one is left alone."""
     global _plan, _folder
-    _folder = out / WORK
+    _folder = out / FOLDER
     path = _folder / PLAN
     _plan = json.loads(path.read_text()) if path.is_file() else []
 
@@ -104,7 +104,7 @@ def _is_mine(fault: dict[str, Any], kind: str) -> bool:
 
 def happened(out: Path) -> list[dict[str, Any]]:
     """The faults that came, each with the time `at` (monotonic seconds) and `wall`."""
-    path = out / WORK / DONE
+    path = out / FOLDER / DONE
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
@@ -228,7 +228,7 @@ def _do(fault: dict[str, Any], model: torch.nn.Module) -> None:
     elif kind == "flip":
         flip_gradient(model, random.Random(fault["id"]))
     elif kind in ("flipped", "truncated", "missing"):
-        damage_newest(_folder, kind, random.Random(fault["id"]))
+        damage_newest(_folder.parent / WORK, kind, random.Random(fault["id"]))
         lose_memory(Path(os.environ["PUNA_MEMORY"]))
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -17,7 +17,8 @@ from puna import log
 from puna.artifacts import WORK
 from puna.errors import PunaError
 from puna.train.resilience import home
-from puna.train.resilience.supervisor import Job, Supervisor
+from puna.train.resilience.job import Job
+from puna.train.resilience.supervisor import Supervisor
 from puna.train.resilience.zygote import die_with_parent
 
 # What every rank needs, and what PyTorch would import in each of them when the first optimiser is made.

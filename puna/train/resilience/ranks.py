@@ -8,8 +8,8 @@ from puna import artifacts, config
 from puna.artifacts import Artifact
 from puna.errors import PunaError
 from puna.train.resilience import signals
+from puna.train.resilience.job import Job
 from puna.train.resilience.launcher import launch
-from puna.train.resilience.supervisor import Job
 
 MODULES = ("puna.train.processes", "puna.parallel.sharded")
 

@@ -12,52 +12,28 @@ and goes on watching; the training notices nothing.
 import contextlib
 import json
 import os
-import selectors
 import shutil
 import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from puna import config, log
 from puna.artifacts import WORK, write_atomic
 from puna.planner.policies import RestartState
-from puna.train.resilience import nodes, signals
+from puna.train.resilience import blame, nodes, signals
+from puna.train.resilience.blame import Fault
 from puna.train.resilience.board import Board
+from puna.train.resilience.job import Job
 from puna.train.resilience.ledger import Ledger
-from puna.train.resilience.settings import ResilienceConfig
+from puna.train.resilience.line import Line
 from puna.train.resilience.watch import Finding, Watch
 
 TICK_S = 0.05
 DRAIN = "drain"  # a folder in the run's scratch: a file in it names a node that is wanted for maintenance
 BACKGROUND = "PUNA_LOGS"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What to run: `target` ("module:function") with `argument`, as `processes` ranks."""
-
-    target: str
-    argument: dict[str, Any]
-    processes: int
-    modules: tuple[str, ...] = ()  # for the zygote to import
-    nodes: tuple[str, ...] = ()  # where ranks may live; more than are needed: spares
-    per_node: int = 0  # ranks on one; 0: all
-    settings: ResilienceConfig = field(default_factory=ResilienceConfig)
-
-
-@dataclass(kw_only=True)
-class Fault:
-    """Why an attempt ended."""
-
-    kind: str  # killed | abort | crash | hang | zygote | drain | user
-    rank: int | None
-    why: str
-    since_s: float = 0.0  # monotonic: the last sign of life
-    stack: str = ""
 
 
 class Supervisor:
@@ -72,8 +48,7 @@ class Supervisor:
         self.places: list[str] = []
         self.asked = False
         self.drained: set[str] = set()
-        self.connection: socket.socket | None = None
-        self.buffer = b""
+        self.line = Line(root)
         self._recall()
 
     # --- the run
@@ -83,7 +58,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._ask)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.ledger.write("begin", adopted=self.takes_over, pid=os.getpid())
-        self._connect()
+        self.line.connect()
         if not self._adopt():
             self._start()
         while True:
@@ -112,28 +87,25 @@ class Supervisor:
             log.info(f"waiting {restart.wait_s:.0f} s before the next start")
             time.sleep(restart.wait_s)
         if fault.kind == "zygote":
-            self._connect()
+            self.line.connect()
         self._start()
         return None
 
     def _hint(self, fault: Fault) -> str:
-        return f"the last fault was: {fault.why.splitlines()[0] if fault.why else fault.kind}; logs in {self._logs()}"
+        return f"the last fault was: {fault.first_line or fault.kind}; logs in {self._logs()}"
 
     def _report(self, fault: Fault, step: int) -> None:
-        now, wall = time.monotonic(), time.time()
-        since = wall - (now - fault.since_s) if fault.since_s else wall
+        since = time.time() - (time.monotonic() - fault.since_s if fault.since_s else 0.0)
         node = self.places[fault.rank] if fault.rank is not None and self.places else None
-        first = fault.why.splitlines()[0] if fault.why else ""
         if fault.kind != "user":  # whose mistake is told once, at the end
             whose = f", rank {fault.rank}" if fault.rank is not None else ""
-            log.warn(f"step {step}: {fault.kind}{whose}: {first}")
+            log.warn(f"step {step}: {fault.kind}{whose}: {fault.first_line}")
         if fault.stack:
             (self._logs() / f"stack-attempt-{self.attempt}-rank-{fault.rank}.txt").write_text(fault.stack)
         values = {"rank": fault.rank, "node": node, "step": step, "attempt": self.attempt, "why": fault.why[:2000]}
         self.ledger.write("fault", kind=fault.kind, since=since, **values)
         if node is not None and fault.kind != "user":
-            kind = {"abort": "crash"}.get(fault.kind, fault.kind)
-            nodes.note(self.out, node, kind)
+            nodes.note(self.out, node, {"abort": "crash"}.get(fault.kind, fault.kind))
 
     def _end(self, why: str) -> int:
         self.ledger.write("end", why=why)
@@ -142,16 +114,15 @@ class Supervisor:
     # --- starting
 
     def _start(self) -> None:
-        job, needed = self.job, 1
+        job = self.job
         places = list(job.nodes) or [os.environ.get("PUNA_NODE") or socket.gethostname()]
-        per_node = job.per_node or job.processes
-        needed = -(-job.processes // per_node)
+        needed = -(-job.processes // job.each)
         usable = [node for node in places if node not in self.drained]
         chosen, out = nodes.chosen(self.out, usable, needed, job.settings.eviction)
         if out:
             log.warn(f"left out because of what happened there: {', '.join(out)}")
         self.attempt += 1
-        self.places = [chosen[min(rank // per_node, len(chosen) - 1)] for rank in range(job.processes)]
+        self.places = [chosen[min(rank // job.each, len(chosen) - 1)] for rank in range(job.processes)]
         self.done.clear()
         for node in set(self.places):
             (self.root / node).mkdir(exist_ok=True)
@@ -159,36 +130,20 @@ class Supervisor:
             shutil.rmtree(self.root / node / "errors", ignore_errors=True)
         self.ledger.write("attempt", attempt=self.attempt, nodes=sorted(set(self.places)), left_out=out)
         for rank in range(job.processes):
-            self._fork(rank, per_node)
+            self._fork(rank)
         self._await_forks()
         self._make_watch()
         self._remember()
 
-    def _fork(self, rank: int, per_node: int) -> None:
-        env = {
-            "RANK": rank,
-            "WORLD_SIZE": self.job.processes,
-            "LOCAL_RANK": rank % per_node,
-            "LOCAL_WORLD_SIZE": per_node,
-            "PUNA_NODE": self.places[rank],
-            "PUNA_MEMORY": self.root,
-            "PUNA_ATTEMPT": self.attempt,
-            "PUNA_RENDEZVOUS": f"file://{self.root}/meet-{self.attempt}",
-        }
-        order = {
-            "target": self.job.target,
-            "argument": self.job.argument,
-            "rank": rank,
-            "env": {name: str(value) for name, value in env.items()},
-            "errors": str(self._errors(rank)),
-            "log": str(self._logs() / f"rank-{rank}.log") if rank or os.environ.get(BACKGROUND) else "",
-        }
-        self.connection.sendall(json.dumps({"fork": order}).encode() + b"\n")
+    def _fork(self, rank: int) -> None:
+        place = {"node": self.places[rank], "attempt": self.attempt, "root": self.root, "errors": self._errors(rank)}
+        log_to = self._logs() / f"rank-{rank}.log" if rank or os.environ.get(BACKGROUND) else None
+        self.line.send({"fork": self.job.order(rank, **place, log=log_to)})
 
     def _await_forks(self) -> None:
         deadline = time.monotonic() + 30
         while len(self.ranks) < self.job.processes and time.monotonic() < deadline:
-            for message in self._messages(TICK_S):
+            for message in self.line.messages(TICK_S):
                 if "forked" in message:
                     self.ranks[message["rank"]] = message["forked"]
 
@@ -216,12 +171,12 @@ class Supervisor:
         """Until something is wrong (a fault), or all ranks have ended as they should (None)."""
         while True:
             try:
-                exits = [m for m in self._messages(TICK_S) if "exited" in m]
+                exits = [m for m in self.line.messages(TICK_S) if "exited" in m]
             except ConnectionError:
                 return Fault(kind="zygote", rank=None, why="the process that forks ranks is gone, and they with it")
             for message in exits:
                 self._note_exit(message)
-            bad = [m for m in exits if m["signal"] or m["status"] not in (0, signals.LEFT)]
+            bad = [message for message in exits if blame.is_bad(message)]
             if bad:
                 return self._judge_exits(bad)
             if not self.ranks:
@@ -242,40 +197,21 @@ class Supervisor:
                 self.done.add(message["rank"])
 
     def _judge_exits(self, bad: list[dict[str, Any]]) -> Fault:
-        """Who was first? A rank that loses a peer fails too, a moment later; and some are reported together."""
-        first = min(bad, key=self._blame)
-        if self._blame(first) == 3:  # a victim: wait a moment for who it was
+        """Who was first? Some are reported together, and a victim sometimes before who it was."""
+        first = min(bad, key=self._degree)
+        if self._degree(first) == blame.VICTIM:
             time.sleep(0.05)
-            more = [m for m in self._messages(0) if "exited" in m]
+            more = [m for m in self.line.messages(0) if "exited" in m]
             for message in more:
                 self._note_exit(message)
-            first = min(bad + [m for m in more if m["signal"] or m["status"] not in (0, signals.LEFT)], key=self._blame)
-        rank = first["rank"]
-        said = signals.confession(self._errors(rank), rank) or {}
-        since = self._board(rank).beat.alive_s
-        if first["signal"]:
-            name = signal.Signals(first["signal"]).name
-            kind = "abort" if name == "SIGABRT" else "killed"
-            return Fault(kind=kind, rank=rank, why=f"the process died of {name}", since_s=since)
-        kind = "user" if first["status"] == signals.USER_ERROR else "crash"
-        why = (
-            said.get("message")
-            if kind == "user"
-            else f"{said.get('error', 'exit status')}: {said.get('message', first['status'])}"
-        )
-        return Fault(kind=kind, rank=rank, why=why or "", since_s=since, stack=said.get("traceback", ""))
+            first = min(bad + [message for message in more if blame.is_bad(message)], key=self._degree)
+        return blame.fault_of(first, self._errors, self._board(first["rank"]).beat.alive_s)
 
-    def _blame(self, message: dict[str, Any]) -> int:
-        if message["signal"]:
-            return 0
-        if message["status"] == signals.USER_ERROR:
-            return 1
-        said = signals.confession(self._errors(message["rank"]), message["rank"]) or {}
-        return 3 if _is_victim(said) else 2
+    def _degree(self, message: dict[str, Any]) -> int:
+        return blame.degree(message, self._errors)
 
     def _hang(self, findings: list[Finding]) -> Fault:
-        first = findings[0]
-        why = "; ".join(str(finding) for finding in findings)
+        first, why = findings[0], "; ".join(map(str, findings))
         since = time.monotonic() - first.silent_s
         return Fault(kind="hang", rank=first.rank, why=why, since_s=since, stack=first.stack)
 
@@ -286,7 +222,7 @@ class Supervisor:
         deadline = time.monotonic() + 10
         with contextlib.suppress(ConnectionError):
             while self.ranks and time.monotonic() < deadline:
-                for message in self._messages(TICK_S):
+                for message in self.line.messages(TICK_S):
                     if "exited" in message and self.ranks.get(message["rank"]) == message["exited"]:
                         del self.ranks[message["rank"]]
         self.ranks.clear()
@@ -304,7 +240,7 @@ class Supervisor:
         deadline = time.monotonic() + self.job.settings.leave_s
         with contextlib.suppress(ConnectionError):
             while self.ranks and time.monotonic() < deadline:
-                for message in self._messages(TICK_S):
+                for message in self.line.messages(TICK_S):
                     if "exited" in message:
                         self._note_exit(message)
         self._kill_all()
@@ -323,41 +259,10 @@ class Supervisor:
         if not wanted or self.asked or len(self.done) == self.job.processes:
             return None
         nodes_left = [node for node in self.job.nodes if node not in self.drained]
-        per_node = self.job.per_node or self.job.processes
-        if len(nodes_left) * per_node < self.job.processes:
+        if len(nodes_left) * self.job.each < self.job.processes:
             log.info(f"{', '.join(wanted)} is drained and there is no other node: the same command goes on later")
             return None
         return Fault(kind="drain", rank=None, why=f"{', '.join(wanted)} is wanted for maintenance")
-
-    # --- the zygote
-
-    def _connect(self) -> None:
-        """Reach the zygote, which may still be loading."""
-        deadline = time.monotonic() + 300
-        if self.connection is not None:
-            self.connection.close()
-        while True:
-            self.connection, self.buffer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), b""
-            try:
-                self.connection.connect(str(self.root / "zygote"))
-                break
-            except OSError:
-                self.connection.close()
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-        self.selector = selectors.DefaultSelector()
-        self.selector.register(self.connection, selectors.EVENT_READ)
-
-    def _messages(self, wait_s: float) -> list[dict[str, Any]]:
-        """What the zygote says within `wait_s`. Raises `ConnectionError` when it is gone."""
-        if not self.selector.select(wait_s):
-            return []
-        data = self.connection.recv(1 << 16)
-        if not data:
-            raise ConnectionError("the zygote is gone")
-        *lines, self.buffer = (self.buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines]
 
     # --- taking over from a supervisor that died
 
@@ -365,10 +270,10 @@ class Supervisor:
         """Take over what is there, and what became of it meanwhile; False if there is nothing, or a fault."""
         if not self.takes_over or not self.places:
             return False
-        self.connection.sendall(b'{"list": true}\n')
+        self.line.send({"list": True})
         known, exits, deadline = None, [], time.monotonic() + 10
         while known is None and time.monotonic() < deadline:
-            for message in self._messages(TICK_S):
+            for message in self.line.messages(TICK_S):
                 known = message.get("ranks", known)
                 exits += [message] if "exited" in message else []
         self.ranks = {about["rank"]: int(pid) for pid, about in (known or {}).items()}
@@ -392,19 +297,3 @@ class Supervisor:
             return
         self.attempt, self.places, self.drained = state["attempt"], state["places"], set(state["drained"])
         self.restarts = config.from_json(RestartState, state["restarts"])
-
-
-def _is_victim(said: dict[str, str]) -> bool:
-    """Did a rank die because it lost a peer? PyTorch says so in the message of a RuntimeError."""
-    message = said.get("message", "")
-    words = (
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Broken pipe",
-        "gloo",
-        "NCCL",
-        "Timed out waiting",
-    )
-    return said.get("error") in ("RuntimeError", "DistBackendError", "DistNetworkError", "") and any(
-        word in message for word in words
-    )
