@@ -1,6 +1,7 @@
 """Commands for runs in progress: where their time went, and a node that is wanted for maintenance."""
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ def add(commands: Any, add_command: Any) -> None:
         "example:\n  puna goodput out/pretrain       also writes out/pretrain/goodput.svg, the run on its time axis",
     )
     goodput.add_argument("path", type=Path, help="the run's folder, while it runs or afterwards")
+    watch = add_command(
+        commands,
+        "watch",
+        _watch,
+        "Write a run's page: its curves with the faults on them, and where its time went. Until it ends, or Ctrl-C.",
+        "example:\n  puna watch out/pretrain         open out/pretrain/watch.html in a browser; it reads itself again",
+    )
+    watch.add_argument("path", type=Path, help="the run's folder, while it runs or afterwards")
+    watch.add_argument("--once", action="store_true", help="write the page as the run is now, and end")
     drain = add_command(
         commands,
         "drain",
@@ -39,6 +49,16 @@ def _goodput(options: argparse.Namespace) -> int:
     account, picture = goodput.write(options.path)
     print(ledger.table(account))
     print(f"\n{picture}")
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from puna.train.resilience import page
+
+    print(page.write(options.path))
+    while not options.once and not page.is_over(options.path):
+        time.sleep(page.AGAIN_S)
+        page.write(options.path)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Small parts: the account of a run's time adds up, comparisons name the right rank, the watch the one that hangs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -77,6 +78,21 @@ def test_the_verb_says_what_a_folder_without_a_ledger_is(tmp_path, capsys):
 
     assert main(["goodput", str(tmp_path)]) == ArtifactError.exit_code
     assert "ledger.jsonl" in capsys.readouterr().err
+
+
+def test_a_runs_page_shows_its_curves_and_each_fault(tmp_path, capsys):
+    from puna.cli import main
+
+    assert main(["watch", str(tmp_path)]) == ArtifactError.exit_code
+    assert "neither metrics.jsonl nor ledger.jsonl" in capsys.readouterr().err
+    lines = [json.dumps({"step": i, "loss": 3.0 - i, "grad_norm": float("nan"), "lr": 0.5}) for i in range(3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 3, "lo')
+    (tmp_path / ledger.LEDGER).write_text("".join(json.dumps(e) + "\n" for e in STORY) + '{"at": 12')
+    assert main(["watch", str(tmp_path), "--once"]) == 0
+    page = (tmp_path / "watch.html").read_text()
+    assert "loss 1<" in page and "learning rate 0.5<" in page and "gradient norm" not in page
+    assert "step 2, loss 1.0000, 1 faults" in page and "SIGKILL" in page and "goodput 22.7%" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
 
 
 def test_the_majority_says_who_is_wrong():
