@@ -92,6 +92,8 @@ def slow_down(model: torch.nn.Module) -> None:
     def rest(*_: Any) -> None:
         for fault in _plan:
             if _is_mine(fault, "slow") and fault["step"] <= _now < fault["step"] + fault.get("steps", 1 << 30):
+                if not _marked(fault):
+                    _mark(fault)
                 time.sleep(fault["seconds"] / len(leaves))
 
     for leaf in leaves:
@@ -177,7 +179,8 @@ def spoil_gradients(gradients: torch.Tensor) -> None:
             continue
         if fault["id"] not in _left:
             _left[fault["id"]] = 0 if _marked(fault) and "node" not in fault else fault.get("times", 1)
-            _mark(fault)
+            if not _marked(fault):
+                _mark(fault)
         if _left[fault["id"]] > 0:
             _left[fault["id"]] -= 1
             flip_bit(gradients, random.Random(f"{fault['id']} {_left[fault['id']]}"))

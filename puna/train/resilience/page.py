@@ -27,8 +27,8 @@ _CURVES = {
 _WIDTH, _HEIGHT, _LEFT, _TOP = 440, 150, 58, 24
 _POINTS = 400  # of a curve: more than a screen shows
 _STYLE = (
-    "body{font-family:sans-serif;color:#222;max-width:960px;margin:16px auto}td,th{padding:2px 10px;text-align:right}"
-    "td:last-child,th:last-child{text-align:left}table{border-collapse:collapse;font-size:13px}tr{border-bottom:1px solid #ddd}"
+    "body{font-family:sans-serif;color:#222;max-width:960px;margin:16px auto}td,th{padding:2px 10px;text-align:right;white-space:nowrap}"
+    "td:last-child,th:last-child{text-align:left;white-space:normal}table{border-collapse:collapse;font-size:13px}tr{border-bottom:1px solid #ddd}"
 )
 
 
