@@ -205,14 +205,17 @@ In the chat: /help lists the commands, Ctrl-C stops an answer, /bye leaves.""",
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from puna.serve.companion import Companion
     from puna.serve.terminal import ChatOptions, chat_command
 
     path = model_path(options.path)
     chosen = ChatOptions(system=options.system, prompt=" ".join(options.prompt)).with_settings(
         temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed
     )
-    tools = () if options.no_tools else Companion.read(options.path).tools()
+    tools = ()
+    if not options.no_tools:
+        from puna.serve.companion import Companion
+
+        tools = Companion.read(options.path).tools()
     name = options.path.resolve().name
     return chat_command(path, chosen, name=name, tools=tools, threads=options.threads, dialog=options.dialog)
 

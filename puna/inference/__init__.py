@@ -9,7 +9,9 @@ docs/engine.md walks one request through it. In the order in which things happen
     blocks         which blocks of keys and values are whose
     speculation    guesses
     spans runner   the seam to what computes, and which computes
-    torch_runner   the reference: any Llama in plain PyTorch; its cache's memory in pool, LoRA in adapters
+    native intake  our C++ kernels on a CPU, and a checkpoint straight into their form; no PyTorch
+    torch_runner   the reference: any Llama in plain PyTorch; its cache's memory in pool
+    adapters room  LoRA; how large a cache is
     drawing        logits to tokens: shaping and structure change single logits, sampler cuts and picks
     scoring        how likely a given text is
 """
