@@ -74,7 +74,7 @@ class Line:
             child.close()
             raise
         facts = child.loaded["result"]
-        if engine in ("ours", "llama.cpp"):
+        if engine == "llama.cpp":
             facts["read per token"] = weights.read_per_token(file)
         self.facts[engine, form] = facts
         return child

@@ -20,7 +20,7 @@ class Runner:
 
     def load(self) -> dict:
         self.runner = native_runner(self.path, self.threads)
-        return {"settings": "bfloat16 cache"}
+        return {"settings": "bfloat16 cache", "read per token": self.runner.network.read_bytes}
 
     def prefill(self, tokens: int) -> int:
         ids, blocks = prompt(tokens), list(range(-(-tokens // BLOCK_TOKENS)))
@@ -77,8 +77,9 @@ class WholeEngine:
         from puna.tokenizer import Tokenizer
 
         tokenizer = Tokenizer({bytes([i]): i for i in range(256)})
-        self.engine = Engine(native_runner(self.path, self.threads), tokenizer)
-        return {"settings": "end to end, bfloat16 cache"}
+        runner = native_runner(self.path, self.threads)
+        self.engine = Engine(runner, tokenizer)
+        return {"settings": "end to end, bfloat16 cache", "read per token": runner.network.read_bytes}
 
     def prefill(self, tokens: int) -> str:
         self.engine.clear()

@@ -90,6 +90,17 @@ def test_a_checkpoint_of_any_format_goes_straight_into_the_kernels(checkpoint, t
     assert difference(runner.forward(spans()), reference(model, spans())) < tolerance
 
 
+@pytest.mark.parametrize("to", ["huggingface", "meta", "gguf"])
+def test_packed_bfloat16_gives_the_same_logits_from_three_quarters_of_the_memory(checkpoint, tmp_path, to):
+    out = tmp_path / ("model.gguf" if to == "gguf" else "model")
+    convert(checkpoint[0], out, to, "BF16")
+    settings = {"dtype": torch.bfloat16, "choice": "native", "cache_bytes": 1 << 22}
+    packed, plain = open_runner(out, **settings), open_runner(out, packed=False, **settings)
+    assert packed.network.bytes < 0.77 * plain.network.bytes
+    for asked in (spans(), [Span([7], 41, [3, 1, 4], 1)]):
+        assert torch.equal(packed.forward(asked), plain.forward(asked))
+
+
 @pytest.mark.parametrize("form", ["Q8_0", "Q4_0", "Q4_K_M"])
 def test_quantised_gguf_computes_with_the_files_own_weights(checkpoint, tmp_path, form):
     convert(checkpoint[0], tmp_path / "model.gguf", "gguf", form)

@@ -62,6 +62,37 @@ static void products(const Ops& ops, const Ops& plain, Kind kind, bool offsets) 
           product(ops, w, x, 7), product(plain, w, x, 7), 1e-5f);
 }
 
+// A matrix of bfloat16, and packed: the same bytes as plain C++ packs, and products of the same bits as unpacked.
+static void packed(const Ops& ops, const Ops& plain) {
+    Matrix w, p;
+    w.kind = BRAIN, w.rows = 128, w.columns = 160;
+    p = w, p.packed = true;
+    std::vector<uint8_t> memory(w.chunks() * w.chunk_bytes() + 64), mine(p.chunks() * p.chunk_bytes() + 64), others(mine.size());
+    w.data = memory.data(), p.data = mine.data();
+    for (int64_t i = 0; i < w.rows * w.columns; i++) {
+        uint16_t bits = to_brain(uniform() * uniform() * uniform());
+        if (i % 1000 == 7) bits = (uint16_t)std::rand();  // zeros, infinities, whatever
+        memcpy(w.data + 2 * i, &bits, 2);
+    }
+    for (int64_t c = 0; c < w.chunks(); c++) {
+        ops.pack(w.chunk(c), w.steps(), mine.data() + c * p.chunk_bytes());
+        plain.pack(w.chunk(c), w.steps(), others.data() + c * p.chunk_bytes());
+    }
+    if (mine != others) std::printf("%s: packs otherwise\n", ops.name), failures++;
+    if (((const PackedHead*)p.chunk(1))->plain) std::printf("%s: does not pack\n", ops.name), failures++;
+    for (const int64_t tokens : {1, 3, 40}) {
+        std::vector<float> x(tokens * w.columns);
+        for (float& v : x) v = uniform();
+        const std::vector<float> a = product(ops, w, x, tokens), b = product(ops, p, x, tokens);
+        if (memcmp(a.data(), b.data(), a.size() * 4)) std::printf("%s: another packed product\n", ops.name), failures++;
+    }
+    std::vector<float> a(w.columns), b(w.columns);
+    for (int64_t row = 0; row < w.rows; row++) {
+        ops.embed(w, row, a.data()), ops.embed(p, row, b.data());
+        if (memcmp(a.data(), b.data(), a.size() * 4)) std::printf("%s: another packed row\n", ops.name), failures++;
+    }
+}
+
 static std::vector<float> attention(const Ops& ops, Kind kind, const std::vector<float>& k, const std::vector<float>& v,
                                     const std::vector<float>& q, int64_t n, int64_t width) {
     Cache cache;
@@ -81,7 +112,7 @@ int main() {
     const Ops& plain = *available().back();
     for (const Ops* ops : available()) {
         for (const bool offsets : {false, true}) for (const Kind kind : {INT8, INT6, INT4}) products(*ops, plain, kind, offsets);
-        products(*ops, plain, FLOAT, false), products(*ops, plain, BRAIN, false);
+        products(*ops, plain, FLOAT, false), products(*ops, plain, BRAIN, false), packed(*ops, plain);
         const int64_t n = 100, width = 80;
         std::vector<float> k(n * width), v(n * width), q(n * 2 * width);
         for (auto* values : {&k, &v, &q})

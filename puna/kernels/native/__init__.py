@@ -371,6 +371,7 @@ class Network(_Owned):
     def ends(self, embedding: Matrix, output: Matrix, norm: Array) -> None:
         """The embedding, the output matrix (the same object where they are tied) and the last norm."""
         self._kept += [embedding, output]
+        self._looked_up = 0 if embedding is output else embedding.bytes
         norm = _floats(norm)
         call("puna_model_ends", self.pointer, embedding.pointer, output.pointer, address(norm))
 
@@ -378,6 +379,11 @@ class Network(_Owned):
     def bytes(self) -> int:
         """Of all matrices."""
         return sum(m.bytes for m in {id(m): m for m in self._kept if isinstance(m, Matrix)}.values())
+
+    @property
+    def read_bytes(self) -> int:
+        """Of the matrices that each token is multiplied by: not of an embedding of its own, which gives a row."""
+        return self.bytes - self._looked_up
 
     def adapter(self) -> int:
         """A new low-rank adapter that changes nothing yet; returns its number."""

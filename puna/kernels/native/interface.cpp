@@ -78,17 +78,6 @@ void place_floats(const Matrix& w, int64_t first, const Rows16& rows, int source
     for (int64_t step = 0; step < w.steps(); step++, to += 256) put(to, rows.at(4 * step), rows.count);
 }
 
-// Chunks of 64 rows: laid out in `room` and packed.
-void place_packed(const Matrix& w, int64_t first, const Rows16* blocks, int count, int source, std::vector<uint8_t>& room) {
-    Matrix plain = w;
-    plain.packed = false, plain.rows = CHUNK;
-    room.resize(plain.chunk_bytes() + 64);
-    plain.data = (uint8_t*)up((int64_t)room.data(), 64);
-    if (w.columns % 2 || count < 4 || blocks[3].count < LANES) memset(plain.data, 0, plain.chunk_bytes());
-    for (int b = 0; b < count; b++) place_floats(plain, b * LANES, blocks[b], source);
-    operations().pack(plain.data, plain.steps(), w.data + first / CHUNK * w.chunk_bytes());
-}
-
 // `count` codes of a group, which begin in each row at the byte `from`.
 void place_bytes(const Rows16& rows, int64_t from, int64_t count, uint8_t* to) {
     const int64_t whole = count / 4 * 4;
@@ -208,20 +197,22 @@ bool each16(Team* team, int64_t rows, const Rows& source, const Place& place) {
     return whole;
 }
 
-// The same for a packed matrix, 64 rows at a time.
-bool pack_rows(Team* team, const Matrix& w, int64_t first, int64_t rows, const Rows& source, int type) {
+// Numbers into a packed matrix: 64 rows are laid out in a thread's own memory, then packed.
+bool pack_floats(Team* team, const Matrix& w, int64_t first, int64_t rows, const Rows& source, int type) {
     std::atomic<bool> whole{true};
     team->run(1, [&](int) {
-        std::vector<uint8_t> rooms[4], room;
+        std::vector<uint8_t> room, laid(w.steps() * 256 + 64);
+        Matrix plain = w;
+        plain.packed = false, plain.data = (uint8_t*)up((int64_t)laid.data(), 64);
         team->each(0, (rows + CHUNK - 1) / CHUNK, [&](int64_t c) {
-            Rows16 taken[4];
-            const int64_t left = std::min<int64_t>(CHUNK, rows - c * CHUNK);
-            const int blocks = (int)((left + LANES - 1) / LANES);
-            bool here = true;
-            for (int b = 0; b < blocks && here; b++)
-                here = source.take(c * CHUNK + b * LANES, (int)std::min<int64_t>(LANES, left - b * LANES), rooms[b], taken[b]);
-            if (here) place_packed(w, first + c * CHUNK, taken, blocks, type, room);
-            else whole = false;
+            const int64_t count = std::min<int64_t>(CHUNK, rows - c * CHUNK);
+            if (count < CHUNK || w.columns % 2) memset(plain.data, 0, plain.chunk_bytes());
+            for (int64_t b = 0; b < count; b += LANES) {
+                Rows16 taken;
+                if (!source.take(c * CHUNK + b, (int)std::min<int64_t>(LANES, count - b), room, taken)) whole = false;
+                else place_floats(plain, b, taken, type);
+            }
+            operations().pack(plain.data, w.steps(), w.data + (first / CHUNK + c) * w.chunk_bytes());
         });
     });
     return whole;
@@ -280,7 +271,7 @@ API int64_t puna_matrix_bytes(const Matrix* w) {
 API int puna_matrix_floats(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,
                            const int64_t* order, int source) {
     const Rows rows{data, file, begin, w->columns * (source == FROM_FLOAT ? 4 : 2), order};
-    if (w->packed) return pack_rows(team, *w, first, n, rows, source);
+    if (w->packed) return pack_floats(team, *w, first, n, rows, source);
     return each16(team, n, rows, [&](int64_t row, const Rows16& r) { place_floats(*w, first + row, r, source); });
 }
 API int puna_matrix_codes(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,

@@ -105,16 +105,12 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
     }
 }
 
-// Packed bfloat16: the first tile unpacks it in registers, and leaves it at `room` if there are others.
 template <int M>
 INLINE void packed_times_tile(const Matrix& w, int64_t c, const Activations& a, int64_t t, uint8_t* room, float* y) {
     F r[M][4];
-    const uint8_t* chunk = w.chunk(c);
-    const uint8_t* plain = head_of(chunk).plain ? chunk + HEAD : t > 0 ? room : nullptr;
     const uint32_t* x = a.data + t * a.tile * a.steps;
-    if (plain) chunk_floats<BRAIN, M>(plain, w.steps(), x, r);
-    else if (M == TILE_F && a.tiles() > 1) chunk_packed<M, M == TILE_F>(chunk, w.steps(), x, room, r);
-    else chunk_packed<M, false>(chunk, w.steps(), x, room, r);
+    if (const uint8_t* plain = unpacked(w.chunk(c), a, t, room)) chunk_floats<BRAIN, M>(plain, a.steps, x, r);
+    else chunk_packed<M>(w.chunk(c), a.steps, x, r);
     for (int m = 0; m < M; m++)
         for (int v = 0; v < 4; v++) store(y + m * CHUNK + v * LANES, r[m][v]);
 }
@@ -157,14 +153,14 @@ inline Product product_of(const Matrix& w, int m) {
     }
 }
 
-// A thread's memory for unpacked chunks: of w, and of a second matrix beside it.
+// A thread's memory for packed products: of w, and of a second matrix beside it.
 inline uint8_t* room_for(const Matrix& w, const Activations& a, int which) {
     thread_local struct Room {
         uint8_t* data = nullptr;
         int64_t bytes = 0;
         ~Room() { ::operator delete[](data, std::align_val_t(64)); }
     } rooms[2];
-    const int64_t bytes = w.packed && a.tiles() > 1 ? w.steps() * 256 : 0;
+    const int64_t bytes = room_bytes(w, a);
     Room& room = rooms[which];
     if (room.bytes < bytes) {
         ::operator delete[](room.data, std::align_val_t(64));
