@@ -86,7 +86,8 @@ def test_every_number_survives(team):
 
 
 @pytest.mark.parametrize(
-    "kind, share", [("normal", 0.7515), ("uniform", 0.751), ("pruned", 0.752), ("heavy tails", 0.755), ("outliers", 0.754)]
+    "kind, share",
+    [("normal", 0.7515), ("uniform", 0.752), ("pruned", 0.752), ("heavy tails", 0.755), ("outliers", 0.754)],
 )
 def test_weights_as_models_have_them_take_three_quarters(team, kind, share):
     torch.manual_seed(0)

@@ -3,7 +3,8 @@
 //   lookup       each byte the entry of a table of sixteen
 //   weave        bytes of a low and of a high line into 16-bit numbers: two lines, of each 16 bytes the first and last 8
 //   part         the reverse
-//   places       each byte's entry, by its low nibble, in the first table if it is below 128 and in the second if not
+//   places       each byte's entry in the first table if it is below 128, in the second if not: at its low nibble xor
+//                its high one, which differ between neighbours, and between zero and the bytes that weights mostly have
 //   with_high_nibbles    two lines of nibbles as one
 
 #pragma once
@@ -24,8 +25,8 @@ INLINE void part(I even, I odd, I& low, I& high) {
     high = _mm512_packus_epi16(_mm512_srli_epi16(even, 8), _mm512_srli_epi16(odd, 8));
 }
 INLINE I places(I x, Table below, Table above) {
-    const I low = low_nibbles(x);
-    return _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(below, low), _mm512_movepi8_mask(x), above, low);
+    const I at = low_nibbles(_mm512_xor_si512(x, _mm512_srli_epi16(x, 4)));
+    return _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(below, at), _mm512_movepi8_mask(x), above, at);
 }
 INLINE I with_high_nibbles(I low, I high) { return _mm512_or_si512(low, _mm512_slli_epi16(high, 4)); }
 INLINE bool same(I a, I b) { return _mm512_cmpneq_epi32_mask(a, b) == 0; }
@@ -49,8 +50,8 @@ INLINE void part(I even, I odd, I& low, I& high) {
     low = {low_of_(even.a, odd.a), low_of_(even.b, odd.b)}, high = {high_of_(even.a, odd.a), high_of_(even.b, odd.b)};
 }
 INLINE __m256i places_(__m256i x, Table below, Table above) {
-    const __m256i low = low_(x);
-    return _mm256_blendv_epi8(_mm256_shuffle_epi8(below, low), _mm256_shuffle_epi8(above, low), x);
+    const __m256i at = low_(_mm256_xor_si256(x, _mm256_srli_epi16(x, 4)));
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(below, at), _mm256_shuffle_epi8(above, at), x);
 }
 INLINE I places(I x, Table below, Table above) { return {places_(x.a, below, above), places_(x.b, below, above)}; }
 INLINE I with_high_nibbles(I low, I high) {
@@ -81,8 +82,8 @@ INLINE void part(I even, I odd, I& low, I& high) {
 }
 INLINE I places(I x, Table below, Table above) {
     EACH {
-        const uint8x16_t b = bytes_(x.v[i]), low = vandq_u8(b, vdupq_n_u8(15));
-        x.v[i] = words_(vbslq_u8(vcgeq_u8(b, vdupq_n_u8(128)), vqtbl1q_u8(above, low), vqtbl1q_u8(below, low)));
+        const uint8x16_t b = bytes_(x.v[i]), at = vandq_u8(veorq_u8(b, vshrq_n_u8(b, 4)), vdupq_n_u8(15));
+        x.v[i] = words_(vbslq_u8(vcgeq_u8(b, vdupq_n_u8(128)), vqtbl1q_u8(above, at), vqtbl1q_u8(below, at)));
     }
     return x;
 }
@@ -125,7 +126,7 @@ INLINE void part(I even, I odd, I& low, I& high) {
 }
 INLINE I places(I x, Table below, Table above) {
     uint8_t* p = (uint8_t*)&x;
-    for (int i = 0; i < 64; i++) p[i] = (p[i] < 128 ? below : above).v[p[i] & 15];
+    for (int i = 0; i < 64; i++) p[i] = (p[i] < 128 ? below : above).v[(p[i] ^ p[i] >> 4) & 15];
     return x;
 }
 INLINE I with_high_nibbles(I low, I high) {

@@ -3,7 +3,7 @@
 // The upper byte of a bfloat16 is its sign and all but the last bit of its exponent. Of 256 such bytes sixteen make up
 // nearly all of a matrix's, as its weights are of few sizes. So each chunk of 64 rows has a table of its sixteen
 // commonest upper bytes, and a weight is its lower byte, as it is, and four bits that say where in the table the upper
-// one stands. The few weights that have another (2 in 100,000 of normally distributed ones, 4 in 10,000 of Student's t with
+// one stands. The few weights that have another (1 in 10,000 of normally distributed ones, 1 in 2,300 of Student's t with
 // 3 degrees of freedom) are listed: their step, their place in it and the upper byte. A chunk that has too many of them is
 // not packed.
 //
@@ -120,26 +120,31 @@ inline void embed_packed(const Matrix& w, int64_t row, float* out) {
 // ------------------------------------------------------------------------------------------------------------- packing
 constexpr int64_t ODD_STEPS = 2;  // a chunk is packed if it has no more than one odd weight to so many steps
 
-// The commonest upper bytes of a chunk, by an eighth of its steps where it has many. Of those that agree in their first and
-// last four bits only one: then a byte is found by these. `places`: where each is, in the order of `places` above.
-inline void commonest(const uint8_t* plain, int64_t steps, uint8_t* high, uint8_t* places) {
+// The commonest upper bytes of a chunk, by an eighth of its steps where it has many; then the ones next below, which are
+// the commonest of those that a sample does not show. Of bytes that `places` takes for one another only one is among
+// them. `where`: its two tables, one behind the other.
+inline void commonest(const uint8_t* plain, int64_t steps, uint8_t* high, uint8_t* where) {
     uint32_t counts[4][256] = {};
     const int64_t stride = steps < 512 ? 1 : 8;
     for (int64_t step = 0; step < steps; step += stride)
         for (int i = 0; i < 256; i += 8)
             for (int j = 0; j < 4; j++) counts[j][plain[step * 256 + i + 2 * j + 1]]++;
     uint64_t ranked[256];
-    int present = 0, taken = 0;
+    int present = 0, taken = 0, lowest[2] = {128, 256};
     for (uint64_t b = 0; b < 256; b++)
         if (const uint64_t n = (uint64_t)counts[0][b] + counts[1][b] + counts[2][b] + counts[3][b]) ranked[present++] = n << 8 | b;
     std::sort(ranked, ranked + present, [](uint64_t a, uint64_t b) { return a > b; });
     bool known[32] = {};
-    for (int i = 0; i < present && taken < 16; i++) {
-        const uint8_t byte = (uint8_t)ranked[i];
-        const int slot = byte / 128 * 16 + byte % 16;
-        if (known[slot]) continue;
-        known[slot] = true, places[slot] = (uint8_t)taken, high[taken++] = byte;
-    }
+    const auto take = [&](int byte) {
+        const int negative = byte / 128, slot = 16 * negative + ((byte ^ byte >> 4) & 15);
+        lowest[negative] = std::min(lowest[negative], byte);
+        if (taken == 16 || known[slot]) return;
+        known[slot] = true, where[slot] = (uint8_t)taken, high[taken++] = (uint8_t)byte;
+    };
+    for (int i = 0; i < present; i++)
+        if (taken < 16) take((int)(ranked[i] & 255));
+    for (int i = 0; i < 256; i++)
+        if (lowest[i % 2] > 128 * (i % 2)) take(lowest[i % 2] - 1);
 }
 
 // Packs a chunk of bfloat16 (`steps` times 256 bytes) into `to`.
