@@ -172,8 +172,11 @@ def _displaced(designs: list[_Design], seed: int) -> list[str]:
     the budgets, is put against its distribution where the parabolas are the truth and only noise is added.
     """
     free = [d for d in designs if len(d.x) >= 5]
-    if not free:
-        return []
+    if sum(len(d.x) - _bent(d).shape[1] for d in free) < 4:
+        return [
+            "so few runs at each budget cannot show whether its curve is lopsided, and a parabola's minimum then lies up to "
+            "10% off: run 6 sizes at each budget, or 5 at four"
+        ]
     random = np.random.default_rng(seed)
     left = [d.loss - _bent(d) @ np.linalg.lstsq(_bent(d), d.loss, rcond=None)[0] for d in free]
     freedom = sum(len(d.x) - _bent(d).shape[1] for d in free)

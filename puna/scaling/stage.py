@@ -19,7 +19,7 @@ from puna.artifacts import Artifact, stage, write_atomic
 from puna.config import from_json, require
 from puna.errors import DataError
 from puna.model.sizes import LlamaConfig
-from puna.scaling import envelope, extrapolation, isoflop
+from puna.scaling import envelope, extrapolation, isoflop, misfit
 from puna.scaling.envelope import TrainingCurve
 from puna.scaling.family import counted
 from puna.scaling.law import Counts, Law
@@ -113,6 +113,7 @@ def analysed(config: FitConfig, points: Points, curves: Sequence[TrainingCurve] 
         answers |= {name: f.optimum(flops, per_parameter=each) for name, f in frontiers.items()}
         found["optima"][f"{flops:.3g}"] = {name: _told(o) for name, o in answers.items()}
         warnings += [w for o in answers.values() for w in o.warnings] + _disagreement(flops, answers)
+    warnings += misfit.warnings(fitted, law, max(targets))
     hidden = points.where(~kept)
     for n, d, loss in zip(hidden.parameters, hidden.tokens, hidden.loss):
         found["errors"]["predicted"].append(_error(extrapolation.Hidden(
