@@ -27,7 +27,7 @@ class Runner:
         for start in range(0, tokens, self.chunk):
             part = ids[start : start + self.chunk]
             wanted = int(start + len(part) == tokens)
-            logits = self.runner.forward([Span(part, start, blocks, wanted)])
+            logits = self.runner.forward([Span(part, start, blocks, wanted, screened=True)])
         return int(logits[-1].argmax())
 
     def start(self, contexts: list[int], room: int) -> None:
@@ -52,7 +52,7 @@ class Runner:
     def decode(self, steps: int) -> list[int]:
         said = []
         for _ in range(steps):
-            spans = [Span([t], c, b) for t, c, b in zip(self.last, self.contexts, self.blocks)]
+            spans = [Span([t], c, b, screened=True) for t, c, b in zip(self.last, self.contexts, self.blocks)]
             self.last = self.runner.forward(spans).argmax(-1).tolist()
             self.contexts = [context + 1 for context in self.contexts]
             said.append(self.last[0])

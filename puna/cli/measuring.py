@@ -154,8 +154,8 @@ the result as it is. Interrupted, the same command continues.""",
         help="weights that share a scale; 64 by default from a billion parameters on, else 32",
     )  # fmt: skip
     sub.add_argument(
-        "--embedding-bits", type=int, choices=(4, 6, 8, 16), default=0,
-        help="of the embedding and the output matrix; 8 by default, 6 beside 4 bits",
+        "--embedding-bits", type=int, choices=(4, 6, 8, 16), default=8,
+        help="of the embedding and the output matrix; of 8, the default, half is read for most tokens",
     )  # fmt: skip
     sub.add_argument("--asymmetric", action="store_true", help="an offset beside each scale")
     sub.add_argument(

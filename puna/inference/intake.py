@@ -7,7 +7,8 @@ Whatever the format, each matrix comes as numbers or as codes with scales, in Me
     GGUF                     its blocks as codes (`quant/gguf.py`); F32, F16, BF16 as numbers
 
 Numbers are converted when `dtype` differs from how they are stored; codes are computed with as they are. bfloat16 is kept
-in 12 bits (`packed.h`): the same numbers and the same results from fewer bytes.
+in 12 bits (`packed.h`): the same numbers and the same results from fewer bytes. An output matrix of 8-bit codes is taken in
+with its halves apart, so that it can be screened (`head.h`).
 """
 
 import math
@@ -47,7 +48,7 @@ _MODULES = (
     "feed_forward.w2",
     "feed_forward.w3",
 )
-_AS_THEY_ARE = {"Q4_0": "int4", "Q8_0": "int8"}
+_AS_THEY_ARE = {"Q4_0": 4, "Q8_0": 8}  # bits
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I8": "int8", "U8": "uint8"}
 _PIECE_BYTES = 4 << 20
 _PACKED_ROWS = 64  # are packed together
@@ -77,7 +78,9 @@ class Source(Protocol):
         """A norm's weights."""
         ...
 
-    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix: ...
+    def matrix(self, name: str, team: native.Borrowed, *, split: bool = False) -> native.Matrix:
+        """The matrix `name`; `split`: 8-bit codes with their halves apart."""
+        ...
 
 
 @contextmanager
@@ -108,8 +111,8 @@ def read_network(source: Source, threads: int) -> native.Network:
         matrices = [source.matrix(f"{layer}{module}.weight", network.team) for module in _MODULES]
         norms = [source.vector(f"{layer}{norm}.weight") for norm in ("attention_norm", "ffn_norm")]
         network.layer(index, matrices, *norms)
-    embedding = source.matrix("tok_embeddings.weight", network.team)
-    output = embedding if c.tied else source.matrix("output.weight", network.team)
+    embedding = source.matrix("tok_embeddings.weight", network.team, split=c.tied)
+    output = embedding if c.tied else source.matrix("output.weight", network.team, split=True)
     network.ends(embedding, output, source.vector("norm.weight"))
     return network
 
@@ -130,7 +133,7 @@ class _Numbers:
     def vector(self, name: str) -> "np.ndarray | Tensor":
         return self._weights.read(hf_name(name)).float()
 
-    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+    def matrix(self, name: str, team: native.Borrowed, *, split: bool = False) -> native.Matrix:
         made = self.numbers.matrix(*self._weights.shape(hf_name(name)))
         turned = self.config.head_dim if is_rotary(name) else 1
         for start, rows in self._weights.pieces(hf_name(name), math.lcm(turned, _PACKED_ROWS)):
@@ -146,7 +149,7 @@ class _Folder(_Numbers):
     def vector(self, name: str) -> np.ndarray:
         return self._weights.numbers(hf_name(name))
 
-    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+    def matrix(self, name: str, team: native.Borrowed, *, split: bool = False) -> native.Matrix:
         stored = _stored(self._weights, name, hf_name(name), self.config)
         if stored.dtype not in ("float32", "bfloat16", "float16"):
             return super().matrix(name, team)
@@ -162,7 +165,7 @@ class _Gguf(_Numbers):
         super().__init__(config, weights, numbers)
         self.codes = self._type("layers.0.feed_forward.w1.weight").parts is not None
 
-    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+    def matrix(self, name: str, team: native.Borrowed, *, split: bool = False) -> native.Matrix:
         kind = self._type(name)
         rows, columns = self._weights.shape(hf_name(name))
         row_bytes = columns // kind.weights * kind.bytes
@@ -171,14 +174,14 @@ class _Gguf(_Numbers):
             return self.numbers.matrix(rows, columns).floats(team, stored)
         if kind.name in _AS_THEY_ARE:
             blocks = native.Stored(*self._weights.place(hf_name(name)), (rows, row_bytes), "uint8")
-            return native.Matrix(_AS_THEY_ARE[kind.name], rows, columns, 32).blocks(team, blocks)
+            return native.Matrix(_codes(_AS_THEY_ARE[kind.name], split), rows, columns, 32).blocks(team, blocks)
         from puna.quant.gguf import packed_from_gguf
 
         made = None
         step = max(16, _PIECE_BYTES // row_bytes // 16 * 16)
         for start in range(0, rows, step):
             packed = packed_from_gguf(kind, self._weights.packed(hf_name(name), start, min(rows, start + step)))
-            made = made or _empty(packed, rows)
+            made = made or _empty(packed, rows, split)
             made.codes(team, packed.codes, packed.scales, packed.offsets, start)
         return made
 
@@ -197,13 +200,13 @@ class _Quantised:
     def vector(self, name: str) -> np.ndarray:
         return self._file.files.numbers(hf_name(name))
 
-    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+    def matrix(self, name: str, team: native.Borrowed, *, split: bool = False) -> native.Matrix:
         form, parts = self._file.parts(name)
         if form.bits == UNQUANTISED or form.group_size % 16:
-            return _take(self._file.weight(name), team, self.numbers)
+            return _take(self._file.weight(name), team, self.numbers, split)
         stored = [_stored(self._file.files, name, part, self.config) for part in parts]
         rows, columns = self.config.shapes()[name]
-        made = native.Matrix(f"int{form.bits}", rows, columns, form.group_size, len(parts) > 2)
+        made = native.Matrix(_codes(form.bits, split, form.offset), rows, columns, form.group_size, len(parts) > 2)
         return made.codes(team, *stored)
 
 
@@ -227,25 +230,30 @@ class _Modules:
     def vector(self, name: str) -> "Tensor":
         return self._model.get_parameter(name)
 
-    def matrix(self, name: str, team: native.Borrowed) -> native.Matrix:
+    def matrix(self, name: str, team: native.Borrowed, *, split: bool = False) -> native.Matrix:
         from puna.quant.modules import QuantEmbedding, QuantLinear
 
         module = self._model.get_submodule(name.removesuffix(".weight"))
         packed = isinstance(module, QuantLinear | QuantEmbedding)
-        return _take(module.matrix.packed() if packed else module.weight, team, self.numbers)
+        return _take(module.matrix.packed() if packed else module.weight, team, self.numbers, split)
 
 
-def _take(weight: "Tensor | Packed", team: native.Borrowed, numbers: Numbers) -> native.Matrix:
+def _take(weight: "Tensor | Packed", team: native.Borrowed, numbers: Numbers, split: bool) -> native.Matrix:
     """A matrix, numbers or codes, in native form; codes in groups that the kernels don't have become numbers."""
     from puna.quant.groups import Packed, dequantise_matrix
 
     if isinstance(weight, Packed):
         if weight.group_size % 16 == 0:
-            made = _empty(weight, len(weight.codes))
+            made = _empty(weight, len(weight.codes), split)
             return made.codes(team, weight.codes, weight.scales, weight.offsets)
         weight = dequantise_matrix(weight)
     return numbers.matrix(*weight.shape).floats(team, weight)
 
 
-def _empty(like: "Packed", rows: int) -> native.Matrix:
-    return native.Matrix(f"int{like.bits}", rows, like.columns, like.group_size, like.offsets is not None)
+def _codes(bits: int, split: bool, offsets: bool = False) -> str:
+    return "split" if split and bits == 8 and not offsets else f"int{bits}"
+
+
+def _empty(like: "Packed", rows: int, split: bool) -> native.Matrix:
+    offsets = like.offsets is not None
+    return native.Matrix(_codes(like.bits, split, offsets), rows, like.columns, like.group_size, offsets)

@@ -125,7 +125,7 @@ class NativeRunner:
         facts, blocks, tokens = [], [], []
         for span in spans:
             adapter = -1 if span.adapter is None else span.adapter
-            facts.append((len(span.tokens), span.start, span.wanted, adapter, len(blocks)))
+            facts.append((len(span.tokens), span.start, span.wanted, adapter, len(blocks), int(span.screened)))
             blocks += span.blocks
             tokens += span.tokens
         table = np.ascontiguousarray(np.array(facts, dtype=np.int64).T)

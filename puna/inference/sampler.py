@@ -58,6 +58,17 @@ def check(sampling: Sampling) -> None:
         require(value is None or 0 <= value <= MOST_LOGPROBS, f"{name}={value}: at most {MOST_LOGPROBS} are reported")
 
 
+def among_likeliest(sampling: Sampling) -> bool:
+    """Whether the draw is among the likeliest tokens, whose logits are taken as they come (`Span.screened`).
+
+    Not so where any token may be drawn, where logits are changed first, and where log-probabilities are reported.
+    """
+    s = sampling
+    cut = s.temperature == 0 or 0 < s.top_k <= _FEW // 4 or s.top_p < 1
+    changed = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0 or bool(s.logit_bias)
+    return cut and not changed and s.logprobs is None and s.prompt_logprobs is None
+
+
 @dataclass(frozen=True)
 class Rows:
     """The settings of a batch as arrays, one row per request; made anew when the batch changes."""

@@ -146,7 +146,8 @@ class Scheduler:
         wanted = int(count == sequence.unread)
         if sequence.alone and start < sequence.prompt_length:
             wanted = count
-        span = Span(sequence.tokens[start : start + count], start, sequence.blocks, wanted, sequence.adapter)
+        tokens = sequence.tokens[start : start + count]
+        span = Span(tokens, start, sequence.blocks, wanted, sequence.adapter, sequence.screened)
         return Reading(sequence, span, ahead)
 
     def _make_room(self, sequence: Sequence, end: int, plan: dict[Sequence, Reading]) -> bool:
@@ -210,6 +211,7 @@ class Scheduler:
             return None
         for other in reversed(self.running):
             same = other.root == candidate.root and other.tokens == candidate.tokens
+            same = same and other.screened == candidate.screened  # they will draw from the same logits
             if same and not other.count and not other.alone and not other.follows:
                 return other
         return None

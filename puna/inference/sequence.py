@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from puna.chat import Completion, Request, TokenChoice
 from puna.errors import DataError
 from puna.inference.blocks import root_key
+from puna.inference.sampler import among_likeliest
 from puna.inference.structure import Matcher
 from puna.inference.text import TextStream
 
@@ -55,6 +56,7 @@ class Sequence:
         self.matcher: Matcher | None = None  # what the answer's form still allows
         self.adapter: int | None = None  # the runner's index of the request's adapter
         self.arrival = 0  # the scheduler's number
+        self.screened = request.structure is None and among_likeliest(self.sampling)
         self.follows: Sequence | None = None  # one with the same prompt, who is reading it for both
 
         self.blocks: list[int] = []

@@ -34,6 +34,7 @@ class Span:
     blocks: list[int]  # the sequence's cache blocks in order; they cover start + len(tokens) positions
     wanted: int = 1  # logits are wanted after the last `wanted` tokens (0: none)
     adapter: int | None = None  # index of a LoRA adapter, None for none
+    screened: bool = False  # only the likeliest tokens can be drawn: the other logits may be rougher
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,11 @@ class Runner(Protocol):
     blocks: int  # blocks in the pool; their memory is touched only when written
 
     def forward(self, spans: Sequence[Span]) -> Logits:
-        """Logits (sum of wanted, V) float32, in the order of the spans."""
+        """Logits (sum of wanted, V) float32, in the order of the spans.
+
+        Of a span that is `screened` those of the likeliest tokens, some hundreds, are the same as without; a runner may
+        compute the others with less precision, and need not.
+        """
         ...
 
     def copy_block(self, source: int, target: int) -> None:

@@ -115,12 +115,13 @@ class DraftModel:
         end = span.start + len(span.tokens)
         start = min(self._read.get(sequence, span.start), span.start)
         self._read[sequence] = end
-        return Span(sequence.tokens[start:end], start, span.blocks, int(reading.ahead > 0))
+        wanted = int(reading.ahead > 0)
+        return Span(sequence.tokens[start:end], start, span.blocks, wanted, screened=sequence.screened)
 
     def _next(self, reading: Reading, guesses: list[int]) -> Span:
         start = reading.span.start + len(reading.span.tokens) + len(guesses) - 1
         self._read[reading.sequence] = start + 1
-        return Span([guesses[-1]], start, reading.span.blocks)
+        return Span([guesses[-1]], start, reading.span.blocks, screened=reading.sequence.screened)
 
     def _draw(self, sequences: list[Sequence], guesses: list[list[int]], logits: Logits) -> list[int]:
         rows = sampler.Rows.of([s.sampling for s in sequences], logits.shape[1])

@@ -62,7 +62,7 @@ class QuantConfig:
 
     bits: Literal[4, 6, 8] = 4
     group_size: int = 32  # weights that share a scale
-    embedding_bits: Literal[0, 4, 6, 8, 16] = 0  # of embedding and output; 16: bfloat16; 0: 8, or 6 beside 4 bits
+    embedding_bits: Literal[0, 4, 6, 8, 16] = 8  # of embedding and output; 16: bfloat16; 0: 8, or 6 beside 4 bits
     symmetric: bool = True  # scales alone; false: an offset beside each
     calibrate: bool = False  # correct rounding errors by what a text sample puts into each matrix (`gptq.py`)
     calibration_tokens: int = 131_072

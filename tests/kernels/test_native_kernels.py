@@ -23,7 +23,7 @@ def matrix(team, kind, weight, group=32, offsets=None):
     rows, columns = weight.shape
     if kind in ("float32", "bfloat16"):
         return native.Matrix(kind, rows, columns).floats(team, weight), weight.to(getattr(torch, kind)).float()
-    packed = quantise_matrix(weight, int(kind[3:]), group)
+    packed = quantise_matrix(weight, 8 if kind == "split" else int(kind[3:]), group)
     made = native.Matrix(kind, rows, columns, group, offsets is not None)
     made.codes(team, packed.codes, packed.scales, offsets)
     numbers = dequantise_matrix(packed)
@@ -33,7 +33,7 @@ def matrix(team, kind, weight, group=32, offsets=None):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int6", "int4"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int6", "int4", "split"])
 def test_a_product_is_that_of_the_numbers_the_matrix_stands_for(team, kind, shape):
     weight, x = torch.randn(shape) * 0.02, torch.randn(37, shape[1])
     made, numbers = matrix(team, kind, weight)
@@ -53,13 +53,32 @@ def test_groups_of_other_sizes_and_with_offsets(team, kind, group):
     assert relative(made.multiply(team, x), x @ numbers.T) < 1.2e-2
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int6", "int4"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int6", "int4", "split"])
 def test_a_row_gets_the_same_bits_alone_and_among_others(team, kind):
     x = torch.randn(40, 352)
     made, _ = matrix(team, kind, torch.randn(200, 352))
     together = made.multiply(team, x)
     for cut in (1, 2, 3, 7, 12, 13, 25):
         assert torch.equal(together, torch.cat([made.multiply(team, part) for part in x.split(cut)]))
+
+
+@pytest.mark.parametrize("group", [16, 32, 64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_8_bit_codes_in_halves_give_the_bits_of_whole_ones(team, shape, group):
+    packed = quantise_matrix(torch.randn(shape), 8, group)
+    x = torch.randn(17, shape[1])
+    whole, split = (native.Matrix(kind, *shape, group).codes(team, *packed.tensors) for kind in ("int8", "split"))
+    assert torch.equal(split.multiply(team, x), whole.multiply(team, x))
+    assert torch.equal(split.multiply(team, x[:1]), whole.multiply(team, x[:1]))
+    assert split.upper_bytes < 0.6 * split.bytes and whole.upper_bytes == whole.bytes
+
+
+def test_blocks_of_a_gguf_file_in_halves(team):
+    blocks = torch.randint(0, 256, (48, 3, 34), dtype=torch.uint8)
+    blocks[..., :2] = torch.rand(48, 3, 1).half().view(torch.uint8)
+    x = torch.randn(4, 96)
+    whole, split = (native.Matrix(kind, 48, 96, 32).blocks(team, blocks.flatten(1)) for kind in ("int8", "split"))
+    assert torch.equal(split.multiply(team, x), whole.multiply(team, x))
 
 
 def test_integer_products_are_the_formula_exactly(team):

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 BLOCK_TOKENS = 16
 PARTS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
-_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4}
+_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4, "split": 5}
 _SOURCES = {"float32": 0, "bfloat16": 1, "float16": 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
 _FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
-_VERSION = 5  # of functions and layouts: `puna_version` in interface.cpp, changed together
+_VERSION = 6  # of functions and layouts: `puna_version` in interface.cpp, changed together
 _SIGNATURES = {
     "puna_version": (c_int, ()),
     "puna_instructions": (c_char_p, ()),
@@ -78,7 +78,7 @@ _SIGNATURES = {
     "puna_model_ends": (None, (c_void_p, c_void_p, c_void_p, c_void_p)),
     "puna_model_adapter": (c_int64, (c_void_p,)),
     "puna_model_adapt": (None, (c_void_p, c_int64, c_int64, c_int, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
-    "puna_forward": (None, (c_void_p, c_void_p, c_int64, *(c_void_p,) * 8, c_int)),
+    "puna_forward": (None, (c_void_p, c_void_p, c_int64, *(c_void_p,) * 9, c_int)),
     "puna_train_norm": (None, (c_int, *(c_int64,) * 2, *(c_void_p,) * 3, c_float, *(c_void_p,) * 3)),
     "puna_train_norm_back": (None, (c_int, *(c_int64,) * 2, *(c_void_p,) * 7)),
     "puna_train_split": (None, (c_int, *(c_int64,) * 5, *(c_void_p,) * 3, c_float, *(c_void_p,) * 3)),
@@ -228,6 +228,8 @@ class Matrix(_Owned):
 
     `floats` or `codes` fill it, whole or piece by piece. A bfloat16 one may be `packed`: the same numbers, and the same
     bits in every product, in three quarters of the memory (packed.h); its pieces begin at multiples of 64 rows.
+    "split" is int8 whose upper and lower halves lie apart, so that an output matrix can be screened by the upper ones
+    (head.h); it has no offsets.
     """
 
     _free = "puna_matrix_free"
@@ -241,6 +243,12 @@ class Matrix(_Owned):
     @property
     def bytes(self) -> int:
         return call("puna_matrix_bytes", self.pointer)
+
+    @property
+    def upper_bytes(self) -> int:
+        """Of what screening reads of it: of a split matrix the upper halves and all scales, else everything."""
+        lower = -(-self.rows // 64) * 64 * -(-self.columns // self.group) * self.group // 2 if self.kind == "split" else 0
+        return self.bytes - lower
 
     def floats(self, team: Team | Borrowed, weight: Array | Stored, first: int = 0) -> Matrix:
         """Take `weight` (n, columns), of any float type, as rows `first`, …; converted if need be."""
@@ -259,7 +267,7 @@ class Matrix(_Owned):
         """Take quantised rows: signed codes (n, columns) int8, two to a byte (n, columns / 2) uint8, or 16 in 12 bytes
         (n, columns * 12 / 16) uint8, as `quant.groups` packs them; scales and offsets (n, groups) float16."""
         halves, sixteens = -(-self.columns // 2), -(-self.columns // 16)
-        width = {"int8": self.columns, "int6": 12 * sixteens, "int4": halves}[self.kind]
+        width = {"int6": 12 * sixteens, "int4": halves}.get(self.kind, self.columns)
         self._fill("codes", team, codes, width, first)
         groups = -(-self.columns // self.group)
         for kind, numbers in enumerate((scales, offsets)):
@@ -371,7 +379,8 @@ class Network(_Owned):
     def ends(self, embedding: Matrix, output: Matrix, norm: Array) -> None:
         """The embedding, the output matrix (the same object where they are tied) and the last norm."""
         self._kept += [embedding, output]
-        self._looked_up = 0 if embedding is output else embedding.bytes
+        looked_up = 0 if embedding is output else embedding.bytes
+        self._unread = looked_up + output.bytes - output.upper_bytes
         norm = _floats(norm)
         call("puna_model_ends", self.pointer, embedding.pointer, output.pointer, address(norm))
 
@@ -382,8 +391,9 @@ class Network(_Owned):
 
     @property
     def read_bytes(self) -> int:
-        """Of the matrices that each token is multiplied by: not of an embedding of its own, which gives a row."""
-        return self.bytes - self._looked_up
+        """Of the matrices that a screened token is multiplied by: of a split output matrix the upper halves (the blocks that
+        are read again are not counted), of an embedding of its own, which gives a row, nothing."""
+        return self.bytes - self._unread
 
     def adapter(self) -> int:
         """A new low-rank adapter that changes nothing yet; returns its number."""
@@ -406,8 +416,9 @@ class Network(_Owned):
     ) -> np.ndarray:
         """Read new tokens of some sequences; the logits (or last states) after each span's last `wanted` tokens.
 
-        `tokens` (n,) int32 of all spans, one after the other. `spans` (5, s) int64: how many tokens, how many are in
-        the cache before, wanted, adapter or -1, where its blocks begin in `blocks` (m,) int32.
+        `tokens` (n,) int32 of all spans, one after the other. `spans` (6, s) int64: how many tokens, how many are in
+        the cache before, wanted, adapter or -1, where its blocks begin in `blocks` (m,) int32, and whether it is enough
+        that the largest logits are exact.
         """
         width = self.sizes[1] if hidden else self.sizes[6]
         out = np.empty((int(spans[2].sum()), width), np.float32)

@@ -16,7 +16,7 @@ const puna::TrainingOps training = {
 
 extern const puna::Ops ops;
 const puna::Ops ops = {
-    PUNA_NAME, TILE_Q, TILE_F, multiply, swiglu, gate, prepare, rms_norm, rotate_head, write, attend, attend_scratch, embed, pack, encode, top, &training,
+    PUNA_NAME, TILE_Q, TILE_F, multiply, swiglu, gate, prepare, rms_norm, rotate_head, write, attend, attend_scratch, embed, refine, maxima, pack, encode, top, &training,
 };
 
 }  // namespace PUNA_NAMESPACE

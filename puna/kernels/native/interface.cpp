@@ -95,6 +95,22 @@ Line two_steps(const Line& x) {
     return low | high << 4;
 }
 
+// The same codes as halves: columns of an even step in the low nibbles, those of the odd step after it in the high ones.
+void place_halves(const Rows16& rows, int64_t from, int64_t count, uint8_t* upper, uint8_t* lower) {
+    const int64_t whole = count / 8 * 8;
+    for (int64_t i = 0; i < whole; i += 8, upper += 64, lower += 64) {
+        const Line even = rows.at(from + i) ^ 0x80808080u, odd = rows.at(from + i + 4) ^ 0x80808080u;
+        put(upper, (even >> 4 & 0x0f0f0f0f) | (odd & 0xf0f0f0f0), rows.count);
+        put(lower, (even & 0x0f0f0f0f) | (odd & 0x0f0f0f0f) << 4, rows.count);
+    }
+    for (int l = 0; l < rows.count; l++)
+        for (int64_t i = whole; i < count; i++) {
+            const int j = (int)(i - whole), code = rows.row[l][from + i] ^ 0x80;
+            upper[4 * l + j % 4] |= (uint8_t)(code >> 4 << (j / 4 * 4));
+            lower[4 * l + j % 4] |= (uint8_t)((code & 15) << (j / 4 * 4));
+        }
+}
+
 void place_nibbles(const Rows16& rows, int64_t from, int64_t count, uint8_t* to) {
     const int64_t whole = (count + 1) / 2 / 4 * 4;
     for (int64_t i = 0; i < whole; i += 4, to += 64)  // signed codes become codes + 8
@@ -121,6 +137,7 @@ void place_codes(const Matrix& w, int64_t first, const Rows16& rows) {
         uint8_t* to = block_of(w, first) + w.codes_at(g);
         const int64_t count = std::min(w.group, w.columns - g * w.group);
         if (w.kind == INT8) place_bytes(rows, g * w.group, count, to);
+        else if (w.kind == SPLIT) place_halves(rows, g * w.group, count, to, w.lower(first / LANES) + g * w.group_bytes());
         else if (w.kind == INT6) place_sixes(rows, g * w.group / 16 * 12, count, to);
         else place_nibbles(rows, g * w.group / 2, count, to);
     }
@@ -137,7 +154,9 @@ void place_blocks(const Matrix& w, int64_t first, const Rows16& rows) {
     for (int64_t g = 0; g < w.groups(); g++) {
         const int64_t at = g * bytes;
         uint8_t* to = block_of(w, first) + w.codes_at(g);
-        if (w.kind == INT8) {
+        if (w.kind == SPLIT) {
+            place_halves(rows, at + 2, 32, to, w.lower(first / LANES) + g * w.group_bytes());
+        } else if (w.kind == INT8) {
             for (int j = 0; j < 8; j++, to += 64) put(to, rows.at(at + 2 + 4 * j) ^ 0x80808080u, rows.count);
         } else {  // weight i < 16 is the low half of byte i, the other sixteen are the high halves
             const Line q[4] = {rows.at(at + 2), rows.at(at + 6), rows.at(at + 10), rows.at(at + 14)};
@@ -223,7 +242,7 @@ bool pack_floats(Team* team, const Matrix& w, int64_t first, int64_t rows, const
 #define API extern "C" __attribute__((visibility("default")))
 
 // Which functions and layouts these are; Python refuses a library that was built from another version of these files.
-API int puna_version() { return 5; }
+API int puna_version() { return 6; }
 
 API const char* puna_instructions() {  // names, best first, one to a line; the first line is the one in use
     static std::string names;
@@ -243,7 +262,7 @@ API Matrix* puna_matrix(int kind, int offsets, int packed, int64_t rows, int64_t
     auto w = new Matrix;
     w->kind = (Kind)kind, w->offsets = offsets, w->packed = packed;
     w->rows = rows, w->columns = columns, w->group = group;
-    w->mapped = (size_t)(w->chunks() * w->chunk_bytes()) + 64;
+    w->mapped = (size_t)w->bytes() + 64;
     w->data = reserve(w->mapped);
 #if defined(MADV_NOHUGEPAGE)
     if (w->data && packed) madvise(w->data, w->mapped, MADV_NOHUGEPAGE);  // what is left of a chunk's room stays untouched
@@ -276,7 +295,7 @@ API int puna_matrix_floats(Team* team, Matrix* w, int64_t first, int64_t n, cons
 }
 API int puna_matrix_codes(Team* team, Matrix* w, int64_t first, int64_t n, const uint8_t* data, int file, int64_t begin,
                           const int64_t* order) {
-    const int64_t bytes = w->kind == INT8 ? w->columns : w->kind == INT6 ? up(w->columns, 16) / 16 * 12 : (w->columns + 1) / 2;
+    const int64_t bytes = w->kind == INT6 ? up(w->columns, 16) / 16 * 12 : w->kind == INT4 ? (w->columns + 1) / 2 : w->columns;
     const Rows rows{data, file, begin, bytes, order};
     return each16(team, n, rows, [&](int64_t row, const Rows16& r) { place_codes(*w, first + row, r); });
 }
@@ -429,15 +448,15 @@ API void puna_model_adapt(Model* m, int64_t adapter, int64_t layer, int part, in
     pair.down.assign(down, down + rank * inputs);
     pair.up.assign(up, up + outputs * rank);
 }
-// Spans in arrays: counts, starts, wanted, adapters, and where each one's blocks begin in `blocks`.
+// Spans in arrays: counts, starts, wanted, adapters, where each one's blocks begin in `blocks`, and who is screened.
 API void puna_forward(Model* m, const Cache* cache, int64_t n, const int64_t* counts, const int64_t* starts,
-                      const int64_t* wanted, const int64_t* adapters, const int64_t* block_at, const int32_t* blocks,
-                      const int32_t* tokens, float* out, int hidden) {
+                      const int64_t* wanted, const int64_t* adapters, const int64_t* block_at, const int64_t* screened,
+                      const int32_t* blocks, const int32_t* tokens, float* out, int hidden) {
     std::vector<Span> spans(n);
     int64_t first = 0;
     for (int64_t i = 0; i < n; i++) {
         spans[i] = {first, counts[i], starts[i], blocks + block_at[i]};
         first += counts[i];
     }
-    m->forward(*cache, spans, tokens, wanted, adapters, out, hidden);
+    m->forward(*cache, spans, tokens, wanted, adapters, screened, out, hidden);
 }

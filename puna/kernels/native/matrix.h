@@ -11,6 +11,10 @@
 //   4-bit codes         the same with two steps to a line: the even one in the low nibbles, each code stored + 8
 //   6-bit codes         four steps to three lines: two of nibbles, then one of the upper two bits, those of the first step
 //                       lowest in each byte; each code stored + 32
+//   split 8-bit codes   the upper halves of all chunks as 4-bit codes would lie, with the scales; after them the lower
+//                       halves in the same order, without scales. Read alone, upper halves stand for the middle of the
+//                       sixteen codes that have them: a matrix of 4 bits (UPPER). Read together they are the 8-bit codes.
+//                       They have no offsets
 //
 // So a product reads one stream from its first byte to its last, which is what processors foresee best: with the scales
 // in a place of their own a lone token's products ran at two thirds of this speed (docs/log.md).
@@ -30,7 +34,7 @@
 
 namespace puna {
 
-enum Kind : int { FLOAT = 0, BRAIN = 1, INT8 = 2, INT4 = 3, INT6 = 4 };
+enum Kind : int { FLOAT = 0, BRAIN = 1, INT8 = 2, INT4 = 3, INT6 = 4, SPLIT = 5, UPPER = 6 };
 enum Blocks : int { Q4_0 = 2, Q8_0 = 8, Q4_K = 12, Q6_K = 14 };  // GGUF's types, by its numbers
 enum Source : int { FROM_FLOAT = 0, FROM_BRAIN = 1, FROM_HALF = 2 };
 
@@ -93,7 +97,8 @@ struct Matrix {
     int64_t steps() const {
         return kind == FLOAT ? columns : kind == BRAIN ? up(columns, 2) / 2 : groups() * group / 4;
     }
-    int64_t group_bytes() const { return group * (kind == INT4 ? 8 : kind == INT6 ? 12 : 16); }  // of 16 rows' codes
+    bool halves() const { return kind == INT4 || kind == SPLIT || kind == UPPER; }  // codes lie as nibbles
+    int64_t group_bytes() const { return group * (halves() ? 8 : kind == INT6 ? 12 : 16); }  // of 16 rows' codes
     int64_t groups_a_line() const { return offsets ? 1 : 2; }                // of scales
     int64_t scales_at(int64_t g) const {                                     // in a block; offsets come right after
         const int64_t n = groups_a_line();
@@ -106,6 +111,15 @@ struct Matrix {
     int64_t block_bytes() const { return integer() ? codes_at(groups() - 1) + group_bytes() : steps() * 64; }  // 16 rows
     int64_t chunk_bytes() const { return 4 * block_bytes() + (packed ? HEAD : 0); }  // packed: the room that it has
     const uint8_t* chunk(int64_t c) const { return data + c * chunk_bytes(); }
+    // Of a split matrix: the lower halves of block b (16 rows), and the matrix of the upper halves.
+    int64_t lower_bytes() const { return kind == SPLIT ? groups() * group_bytes() : 0; }
+    uint8_t* lower(int64_t b) const { return data + chunks() * chunk_bytes() + b * lower_bytes(); }
+    int64_t bytes() const { return chunks() * (chunk_bytes() + 4 * lower_bytes()); }
+    Matrix upper() const {
+        Matrix m = *this;
+        m.kind = UPPER;
+        return m;
+    }
 };
 
 // Activations for matrices of one kind and group.
@@ -179,6 +193,9 @@ struct Ops {
     void (*attend)(const Attend&);
     int64_t (*attend_scratch)(int64_t width);
     void (*embed)(const Matrix&, int64_t row, float* out);
+    // y (16) = block b (16 rows) of a split matrix times token t of `a`, each of whose tiles is one token.
+    void (*refine)(const Matrix&, int64_t b, const Activations& a, int64_t t, float* y);
+    void (*maxima)(const float* x, int64_t n, float* out);  // the largest of every 16 of 16 n numbers
     void (*pack)(const uint8_t* plain, int64_t steps, uint8_t* to);  // a chunk of bfloat16
     // 16 blocks of GGUF's type `kind` from the weights of `count`; returns the size of the largest.
     float (*encode)(Blocks kind, const void* weights, Source source, int count, uint8_t* out);

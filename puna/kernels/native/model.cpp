@@ -2,7 +2,7 @@
 //
 //   for each layer    norm, quantise   q, k, v     | turn q and k, cache k and v | attend | quantise, wo, add
 //                     norm, quantise   silu(w1 x) w3 x                                    | quantise, w2, add
-//   at the end        norm, quantise   output, of the rows that are wanted
+//   at the end        norm, quantise   output, of the rows that are wanted                         head.h
 //
 // A bar is where threads wait for each other. A lone token's activations are quantised by every thread for itself,
 // which is faster than to wait for one of them.
@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+
+#include "head.h"
 
 namespace puna {
 
@@ -52,6 +54,8 @@ struct Workspace {
     std::vector<std::vector<float>> scratch;       // one per thread
     std::vector<std::array<Laid, 3>> own;          // one per thread, for lone tokens
     std::array<Laid, 3> shared;
+    Laid single;                                   // tile by tile one token
+    Screen screen;
 };
 
 Model::Model(const Shape& s, const float* f, int threads)
@@ -243,18 +247,69 @@ struct Model::Pass {
         adapt(list, index, W3, space.x.data(), dim, norm, other, ffn);
         model.team.each(list++, tokens, [&](int64_t t) { ops.gate(lifted + t * ffn, other + t * ffn, ffn); });
     }
+
+    // From the states at `ends` to their rows of logits in `out`.
+    void head(int thread, int& list, Ends& ends, bool screened, float* out) {
+        const int64_t n = (int64_t)ends.rows.size();
+        model.team.each(list++, n, [&](int64_t r) {
+            memcpy(ends.states.data() + r * dim, space.x.data() + ends.rows[r] * dim, dim * sizeof(float));
+        });
+        model.team.wait();
+        float* y = ends.direct ? out : ends.logits.data();
+        const float* norm = model.last_norm.data();
+        auto last = lay<1>(thread, list, ends.states.data(), dim, n, norm, {model.output});
+        if (screened) screen(thread, list, ends, *last[0], y);
+        else multiply(list, *model.output, *last[0], y, ends.stride, false);
+        model.team.wait();
+        if (ends.direct) return;
+        model.team.each(list++, n, [&](int64_t r) {
+            memcpy(out + ends.places[r] * shape().vocabulary, y + r * ends.stride, shape().vocabulary * sizeof(float));
+        });
+        model.team.wait();
+    }
+
+    // All rows by their upper halves; then, for each token, the best blocks of 16 again, as the whole matrix has them.
+    void screen(int thread, int& list, const Ends& ends, const Activations& last, float* y) {
+        const Matrix& w = *model.output;
+        const Matrix upper = w.upper();
+        const int64_t n = (int64_t)ends.rows.size(), blocks = 4 * w.chunks();
+        model.team.each(list++, w.chunks(), [&](int64_t c) {
+            ops.multiply(upper, c, c + 1, last, y, ends.stride, false);
+            for (int64_t r = 0; r < n; r++)
+                ops.maxima(y + r * ends.stride + c * CHUNK, 4, space.screen.largest.data() + r * blocks + 4 * c);
+        });
+        const Activations* single = &last;
+        if (n > 1) {  // tokens on their own
+            if (thread == 0) space.single.shape(w, n), space.single.a.tile = 1;
+            single = &space.single.a;
+        }
+        model.team.wait();
+        model.team.each(list++, n, [&](int64_t r) {
+            space.screen.choose(ops, r, blocks);
+            if (n > 1)
+                ops.prepare(space.single.a, r, ends.states.data(), dim, w.columns, model.last_norm.data(), shape().eps);
+        });
+        model.team.wait();
+        model.team.each(list++, w.chunks(), [&](int64_t c) {
+            for (int64_t b = 4 * c; b < 4 * c + 4; b++)
+                for (int64_t r = 0; r < n; r++)
+                    if (space.screen.chosen[b * n + r]) ops.refine(w, b, *single, r, y + r * ends.stride + b * LANES);
+        });
+    }
 };
 
 void Model::forward(const Cache& cache, const std::vector<Span>& spans, const int32_t* tokens, const int64_t* wanted,
-                    const int64_t* adapter, float* out, bool hidden) {
+                    const int64_t* adapter, const int64_t* screened, float* out, bool hidden) {
     const Ops& ops = operations();
     Workspace& space = *space_;
     Pass pass{*this, ops, cache, spans, nullptr, space, 0, up(shape.dim, CHUNK), up(shape.ffn, CHUNK),
               up(shape.heads * shape.width, CHUNK), up(shape.kv_heads * shape.width, CHUNK), 0};
-    std::vector<int64_t> rows;
+    Ends whole, best;
+    int64_t places = 0;
     for (size_t s = 0; s < spans.size(); s++) {
         pass.tokens += spans[s].count;
-        for (int64_t i = spans[s].count - wanted[s]; i < spans[s].count; i++) rows.push_back(spans[s].first + i);
+        Ends& ends = screened[s] && output->kind == SPLIT && !hidden ? best : whole;
+        for (int64_t i = spans[s].count - wanted[s]; i < spans[s].count; i++) ends.add(spans[s].first + i, places++);
         if (adapter[s] >= 0) pass.adapter = adapter;
     }
     Laid::grow(space.positions, pass.tokens);
@@ -266,12 +321,10 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
     Laid::grow(space.attended, n * pass.q_rows), Laid::grow(space.lifted, n * pass.ffn);
     Laid::grow(space.turns, n * E), Laid::grow(space.other, pass.adapter ? n * pass.ffn : 0);
     for (auto& scratch : space.scratch) Laid::grow(scratch, ops.attend_scratch(E));
-    const int64_t vocabulary = up(shape.vocabulary, CHUNK);
-    std::vector<float> ends(rows.size() * dim), padded;
-    const bool direct = vocabulary == shape.vocabulary;
-    if (!direct && !hidden) padded.resize(rows.size() * vocabulary);
+    for (Ends* ends : {&whole, &best}) ends->reserve(dim, hidden ? 0 : shape.vocabulary, places);
+    space.screen.reserve((int64_t)best.rows.size(), up(shape.vocabulary, CHUNK) / LANES);
 
-    team.run((int)shape.layers * 26 + 8, [&](int thread) {
+    team.run((int)shape.layers * 26 + 20, [&](int thread) {
         int list = 0;
         team.each(list++, n, [&](int64_t t) {
             float* x = space.x.data() + t * dim;
@@ -285,22 +338,14 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
         });
         team.wait();
         for (int64_t l = 0; l < shape.layers; l++) pass.layer(thread, list, l);
-        if (rows.empty()) return;
-        team.each(list++, (int64_t)rows.size(), [&](int64_t r) {
-            const float* x = space.x.data() + rows[r] * dim;
-            if (hidden) ops.rms_norm(x, last_norm.data(), shape.eps, shape.dim, out + r * shape.dim);
-            else memcpy(ends.data() + r * dim, x, dim * sizeof(float));
-        });
-        if (hidden) return;
-        team.wait();
-        const int64_t count = (int64_t)rows.size();
-        auto last = pass.lay<1>(thread, list, ends.data(), dim, count, last_norm.data(), {output});
-        pass.multiply(list, *output, *last[0], direct ? out : padded.data(), vocabulary, false);
-        team.wait();
-        if (!direct)
-            team.each(list++, count, [&](int64_t r) {
-                memcpy(out + r * shape.vocabulary, padded.data() + r * vocabulary, shape.vocabulary * sizeof(float));
+        if (hidden) {
+            team.each(list++, places, [&](int64_t r) {
+                ops.rms_norm(space.x.data() + whole.rows[r] * dim, last_norm.data(), shape.eps, shape.dim, out + r * shape.dim);
             });
+            return;
+        }
+        for (Ends* ends : {&whole, &best})
+            if (!ends->rows.empty()) pass.head(thread, list, *ends, ends == &best, out);
     });
 }
 

@@ -26,6 +26,10 @@ struct Adapter {
     std::vector<std::array<Pair, PARTS>> layers;
 };
 
+// How many blocks of 16 rows of a split output matrix are read whole for a screened token: those that hold the largest
+// logits by the upper halves. Among them are the 128 largest ones, then, and 1,920 others.
+constexpr int64_t REFINED = 128;
+
 // Memory for a batch of some tokens; grows when it has to.
 struct Workspace;
 
@@ -46,9 +50,10 @@ public:
 
     // Reads the spans' tokens and leaves their keys and values in the cache. For each span the states after its last
     // wanted[i] tokens become logits: rows of (…, vocabulary), or, when `hidden` is set, rows of (…, dim) before the
-    // output matrix. adapter[i] is an adapter's number or -1.
+    // output matrix. adapter[i] is an adapter's number or -1. Where screened[i], only the largest logits need be those of
+    // the whole output matrix: if it is split the others are those of its upper halves.
     void forward(const Cache& cache, const std::vector<Span>& spans, const int32_t* tokens, const int64_t* wanted,
-                 const int64_t* adapter, float* out, bool hidden);
+                 const int64_t* adapter, const int64_t* screened, float* out, bool hidden);
 
 private:
     struct Pass;

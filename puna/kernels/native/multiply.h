@@ -15,20 +15,24 @@
 namespace PUNA_NAMESPACE {
 using namespace puna;
 
+constexpr bool bytes_of(Kind kind) { return kind == INT8 || kind == SPLIT || kind == UPPER; }  // multiplied as 8-bit codes
+
 template <Kind KIND>
 INLINE I dot(I c, I w, I a) {
-    return KIND == INT8 ? dot_bytes(c, w, a) : dot_nibbles(c, w, a);
+    return bytes_of(KIND) ? dot_bytes(c, w, a) : dot_nibbles(c, w, a);
 }
 
+// Block b of 16 rows times tile t.
 template <Kind KIND, bool OFFSETS, int M>
-INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activations& a, int64_t t, F y[M]) {
+INLINE void block_integers(const Matrix& w, int64_t b, const Activations& a, int64_t t, F y[M]) {
     const int64_t groups = w.groups(), steps = w.group / 4;
     const uint32_t* x = a.data + t * a.tile * a.steps;
     const float* scales = a.scales + t * a.tile * groups;
     const int32_t* sums = a.sums + t * a.tile * groups;
     const uint16_t* w_scales = nullptr;
-    const uint8_t* codes = block;
-    constexpr int bias = KIND == INT4 ? 8 : KIND == INT6 ? 32 : BIAS8;
+    const uint8_t* codes = w.data + b * w.block_bytes();
+    const uint8_t* lower = KIND == SPLIT ? w.lower(b) : nullptr;
+    constexpr int bias = bytes_of(KIND) ? BIAS8 : KIND == INT4 ? 8 : 32;
     for (int m = 0; m < M; m++) y[m] = zero();
     for (int64_t g = 0; g < groups; g++) {
         if (OFFSETS || g % 2 == 0) w_scales = (const uint16_t*)codes, codes += 64;
@@ -42,11 +46,15 @@ INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activati
         I* const t2 = M == 1 ? other : s;
         for (int64_t step = 0; step < steps; step += 4, x += 4 * M) {
             const uint8_t* unit = codes;
-            codes += KIND == INT4 ? 128 : KIND == INT6 ? 192 : 256;
+            codes += KIND == INT8 ? 256 : KIND == INT6 ? 192 : 128;
             for (int half = 0; half < 2; half++) {
                 I even, odd;
                 if constexpr (KIND == INT8) {
                     even = iload(unit + 128 * half), odd = iload(unit + 128 * half + 64);
+                } else if constexpr (bytes_of(KIND)) {
+                    const I upper = iload(unit + 64 * half);
+                    const I rest = KIND == SPLIT ? iload(lower + 64 * half) : isplat((int32_t)0x88888888);
+                    even = join_low(upper, rest), odd = join_high(upper, rest);
                 } else {
                     const I both = iload(unit + 64 * half);
                     even = low_nibbles(both), odd = high_nibbles(both);
@@ -59,6 +67,7 @@ INLINE void block_integers(const Matrix& w, const uint8_t* block, const Activati
                 for (int m = 0; m < M; m++) s[m] = dot<KIND>(s[m], even, isplat((int32_t)x[2 * half * M + m]));
                 for (int m = 0; m < M; m++) t2[m] = dot<KIND>(t2[m], odd, isplat((int32_t)x[(2 * half + 1) * M + m]));
             }
+            if constexpr (KIND == SPLIT) lower += 128;
         }
         if constexpr (M == 1) s[0] = iadd(s[0], other[0]);
         const F scale = half(w_scales);
@@ -94,7 +103,7 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
     if constexpr (KIND >= INT8) {
         for (int b = 0; b < 4; b++) {
             F r[M];
-            block_integers<KIND, OFFSETS, M>(w, w.chunk(c) + b * w.block_bytes(), a, t, r);
+            block_integers<KIND, OFFSETS, M>(w, 4 * c + b, a, t, r);
             for (int m = 0; m < M; m++) store(y + m * CHUNK + b * LANES, r[m]);
         }
     } else {
@@ -149,6 +158,8 @@ inline Product product_of(const Matrix& w, int m) {
         case BRAIN: return product_for<BRAIN, false, TILE_F>(m);
         case INT8: return w.offsets ? product_for<INT8, true, TILE_Q>(m) : product_for<INT8, false, TILE_Q>(m);
         case INT6: return w.offsets ? product_for<INT6, true, TILE_Q>(m) : product_for<INT6, false, TILE_Q>(m);
+        case SPLIT: return product_for<SPLIT, false, TILE_Q>(m);
+        case UPPER: return product_for<UPPER, false, TILE_Q>(m);
         default: return w.offsets ? product_for<INT4, true, TILE_Q>(m) : product_for<INT4, false, TILE_Q>(m);
     }
 }
@@ -186,6 +197,16 @@ inline void multiply(const Matrix& w, int64_t from, int64_t to, const Activation
             }
         }
     }
+}
+
+inline void refine(const Matrix& w, int64_t b, const Activations& a, int64_t t, float* y) {
+    F r[1];
+    block_integers<SPLIT, false, 1>(w, b, a, t, r);
+    store(y, r[0]);
+}
+
+inline void maxima(const float* x, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; i++) out[i] = largest(load(x + LANES * i));
 }
 
 INLINE F silu(F x) { return div(x, add(splat(1.0f), exp(min(sub(zero(), x), splat(88.0f))))); }
@@ -297,6 +318,7 @@ inline void embed(const Matrix& w, int64_t row, float* out) {
         return;
     }
     chunk += block * w.block_bytes();
+    const uint8_t* lower = w.kind == SPLIT ? w.lower(row / LANES) : nullptr;
     for (int64_t g = 0; g < w.groups(); g++) {
         const uint16_t* line = (const uint16_t*)(chunk + w.scales_at(g));
         const float scale = from_half(line[lane]), offset = w.offsets ? from_half(line[LANES + lane]) : 0;
@@ -304,8 +326,11 @@ inline void embed(const Matrix& w, int64_t row, float* out) {
         for (int64_t i = 0; i < w.group && g * w.group + i < w.columns; i++) {
             const int64_t step = i / 4;
             int code;
+            const auto nibble = [&](const uint8_t* from) { return from[step / 2 * 64 + i % 4] >> (step % 2 * 4) & 15; };
             if (w.kind == INT8) code = codes[step * 64 + i % 4] - 128;
-            else if (w.kind == INT4) code = (codes[step / 2 * 64 + i % 4] >> (step % 2 * 4) & 15) - 8;
+            else if (w.kind == INT4) code = nibble(codes) - 8;
+            else if (w.kind == UPPER) code = 16 * nibble(codes) - 120;
+            else if (w.kind == SPLIT) code = 16 * nibble(codes) + nibble(lower + g * w.group_bytes() + lane * 4) - 128;
             else code = six(codes + step / 4 * 192 + i % 4, step % 4) - 32;
             out[g * w.group + i] = scale * (float)code + offset;
         }

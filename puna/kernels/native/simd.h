@@ -75,6 +75,13 @@ INLINE I six_bits(I nibbles, I twos) {
     if constexpr (STEP == 3) twos = _mm512_srli_epi16(twos, 2);
     return _mm512_ternarylogic_epi32(nibbles, twos, _mm512_set1_epi8(0x30), 0xf8);  // a | (b & c)
 }
+// 8-bit codes from their halves: those whose halves are the low nibbles of `upper` and `lower`, and those of the high ones.
+INLINE I join_low(I upper, I lower) {
+    return _mm512_ternarylogic_epi32(_mm512_slli_epi16(upper, 4), lower, _mm512_set1_epi8(15), 0xd8);  // c ? b : a
+}
+INLINE I join_high(I upper, I lower) {
+    return _mm512_ternarylogic_epi32(upper, _mm512_srli_epi16(lower, 4), _mm512_set1_epi8(15), 0xd8);
+}
 INLINE int32_t isum(I x) { return _mm512_reduce_add_epi32(x); }
 INLINE void store_bytes(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
 INLINE F from_bytes(const int8_t* p) {
@@ -182,6 +189,16 @@ INLINE __m256i six_(__m256i nibbles, __m256i twos) {
 template <int STEP>
 INLINE I six_bits(I nibbles, I twos) {
     return {six_<STEP>(nibbles.a, twos.a), six_<STEP>(nibbles.b, twos.b)};
+}
+INLINE __m256i chosen_(__m256i upper, __m256i lower) {  // the upper four bits of each byte from one, the lower from the other
+    const __m256i low = _mm256_set1_epi8(15);
+    return _mm256_or_si256(_mm256_andnot_si256(low, upper), _mm256_and_si256(low, lower));
+}
+INLINE I join_low(I upper, I lower) {
+    return {chosen_(_mm256_slli_epi16(upper.a, 4), lower.a), chosen_(_mm256_slli_epi16(upper.b, 4), lower.b)};
+}
+INLINE I join_high(I upper, I lower) {
+    return {chosen_(upper.a, _mm256_srli_epi16(lower.a, 4)), chosen_(upper.b, _mm256_srli_epi16(lower.b, 4))};
 }
 INLINE int32_t isum(I x) {
     int32_t v[16], s = 0;
@@ -298,6 +315,17 @@ INLINE I six_bits(I nibbles, I twos) {
     }
     return nibbles;
 }
+INLINE uint8x16_t joined_(uint8x16_t upper, uint8x16_t lower) { return vbslq_u8(vdupq_n_u8(15), lower, upper); }
+INLINE I join_low(I upper, I lower) {
+    EACH upper.v[i] = vreinterpretq_s32_u8(joined_(vshlq_n_u8(vreinterpretq_u8_s32(upper.v[i]), 4),
+                                                   vreinterpretq_u8_s32(lower.v[i])));
+    return upper;
+}
+INLINE I join_high(I upper, I lower) {
+    EACH upper.v[i] = vreinterpretq_s32_u8(joined_(vreinterpretq_u8_s32(upper.v[i]),
+                                                   vshrq_n_u8(vreinterpretq_u8_s32(lower.v[i]), 4)));
+    return upper;
+}
 INLINE int32_t isum(I x) {
     return vaddvq_s32(vaddq_s32(vaddq_s32(x.v[0], x.v[1]), vaddq_s32(x.v[2], x.v[3])));
 }
@@ -384,6 +412,14 @@ template <int STEP>
 INLINE I six_bits(I nibbles, I twos) {
     EACH nibbles.v[i] |= (int32_t)(((uint32_t)twos.v[i] >> 2 * STEP & 0x03030303) << 4);
     return nibbles;
+}
+INLINE I join_low(I x, I y) {
+    EACH x.v[i] = (int32_t)(((uint32_t)x.v[i] << 4 & 0xf0f0f0f0) | (y.v[i] & 0x0f0f0f0f));
+    return x;
+}
+INLINE I join_high(I x, I y) {
+    EACH x.v[i] = (int32_t)((x.v[i] & 0xf0f0f0f0) | ((uint32_t)y.v[i] >> 4 & 0x0f0f0f0f));
+    return x;
 }
 INLINE int32_t isum(I x) { int32_t s = 0; EACH s += x.v[i]; return s; }
 INLINE void store_bytes(int8_t* p, I x) { EACH p[i] = (int8_t)x.v[i]; }
