@@ -8,7 +8,8 @@ own 4 and 8 bits: all files hold the same model, no quantiser has to search, and
     bf16.gguf     BF16
     q8_0.gguf     Q8_0, embedding and output too
     q4_0.gguf     Q4_0, embedding and output Q6_K, as llama.cpp's own quantiser has it
-    int8, int4    our quantised folders, groups of 32; embedding and output 8 bits
+    int8, int4    our quantised folders, groups of 32; embedding and output 8 bits. 8-bit codes use their whole range, as
+                  a quantiser's do: 16 * code with base * s / 16
 """
 
 import dataclasses
@@ -71,7 +72,8 @@ def read_per_token(path: Path) -> int:
     return sum(sizes.values())
 
 
-PACK = {4: pack4, 6: pack6, 8: lambda codes: codes}
+PACK = {4: pack4, 6: pack6, 8: lambda codes: 16 * codes}
+SHARE = {8: 1 / 16}  # of a scale
 
 
 class Rows:
@@ -187,6 +189,6 @@ def _ordered(config: LlamaConfig, matrix: Rows, bits: int) -> tuple[Tensor, Tens
     codes, scales = [], []
     for piece, s in matrix.pieces():
         codes.append(matrix.numbers(piece, s) if bits == 16 else PACK[bits](piece))
-        scales.append(s.half() * matrix.base)
+        scales.append(s.half() * (matrix.base * SHARE.get(bits, 1)))
     parts = torch.cat(codes), torch.cat(scales)
     return tuple(to_hf_rows(part, config.head_dim) for part in parts) if is_rotary(matrix.name) else parts

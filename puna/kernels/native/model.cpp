@@ -13,50 +13,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "head.h"
+#include "workspace.h"
 
 namespace puna {
-
-namespace {
-
-// Room for the activations that meet matrices of one kind.
-struct Laid {
-    Activations a;
-    std::vector<uint32_t> data;
-    std::vector<float> scales;
-    std::vector<int32_t> sums;
-
-    void shape(const Matrix& w, int64_t tokens) {
-        const Ops& ops = operations();
-        a.integer = w.integer(), a.brain = w.kind == BRAIN;
-        a.tokens = tokens, a.steps = w.steps();
-        a.group = a.integer ? w.group : 0, a.groups = a.integer ? w.groups() : 0;
-        a.tile = a.integer ? ops.tile_integers : ops.tile_floats;
-        grow(data, tokens * a.steps), grow(scales, tokens * a.groups), grow(sums, tokens * a.groups);
-        a.data = data.data(), a.scales = scales.data(), a.sums = sums.data();
-    }
-
-    template <typename T>
-    static void grow(std::vector<T>& v, int64_t n) {
-        if ((int64_t)v.size() < n) v.resize(n);
-    }
-};
-
-bool alike(const Matrix& a, const Matrix& b) {  // whether they read the same activations
-    return a.integer() == b.integer() && a.columns == b.columns && (a.integer() ? a.group == b.group : a.kind == b.kind);
-}
-
-}  // namespace
-
-struct Workspace {
-    std::vector<float> x, mixed, attended, lifted, other, turns;
-    std::vector<int64_t> positions;                // of each token in its sequence
-    std::vector<std::vector<float>> scratch;       // one per thread
-    std::vector<std::array<Laid, 3>> own;          // one per thread, for lone tokens
-    std::array<Laid, 3> shared;
-    Laid single;                                   // tile by tile one token
-    Screen screen;
-};
 
 Model::Model(const Shape& s, const float* f, int threads)
     : shape(s), team(threads), frequencies(f, f + s.width / 2), layers(s.layers), norms(s.layers),
