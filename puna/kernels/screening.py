@@ -7,10 +7,11 @@ sixteen codes, of which 7.5 more than the lowest is the middle (8 is taken, a wh
 
 All rows are multiplied by these. Then the rows are taken in blocks of 16 neighbours, and the `refined` blocks whose
 largest logit is largest are multiplied by the codes themselves. So the likeliest tokens have the logits that the whole
-matrix gives, and to the others there is an error of the size of 4-bit weights'.
+matrix gives, and to the others there is an error of the size of 4-bit weights': for normal ones a tenth of the logits'
+deviation.
 
-Whether the largest of all is among those: it would have to lose its place to `refined` other blocks for its error. With
-8-bit codes of normal weights the error has a tenth of the logits' deviation; `docs/engine.md` has what was measured.
+The largest of all is among those unless its error is as large as it is behind. All rows are read again if the first that
+was not is behind by no more than twice the largest error seen.
 """
 
 import torch
@@ -33,5 +34,9 @@ def screened_logits(x: Tensor, codes: Tensor, scales: Tensor, group: int, refine
     largest = padded.unflatten(1, (-1, BLOCK)).amax(-1)
     best = largest.topk(min(refined, largest.shape[1])).indices
     chosen = torch.zeros_like(largest, dtype=torch.bool).scatter_(1, best, True)
+    rest = largest.masked_fill(chosen, -torch.inf).amax(-1)
     chosen = chosen.repeat_interleave(BLOCK, 1)[:, :V]
-    return torch.where(chosen, x @ (codes.float() * spread).T, rough)
+    whole = x @ (codes.float() * spread).T
+    ahead = whole.masked_fill(~chosen, -torch.inf).amax(-1) - rest
+    error = (whole - rough).abs().masked_fill(~chosen, 0).amax(-1)
+    return torch.where(chosen | (ahead <= 2 * error)[:, None], whole, rough)

@@ -227,7 +227,7 @@ struct Model::Pass {
         model.team.wait();
     }
 
-    // All rows by their upper halves; then, for each token, the best blocks of 16 again, as the whole matrix has them.
+    // All rows by their upper halves; then, for each token, the best blocks of 16 again, and all if that leaves a doubt.
     void screen(int thread, int& list, const Ends& ends, const Activations& last, float* y) {
         const Matrix& w = *model.output;
         const Matrix upper = w.upper();
@@ -244,16 +244,22 @@ struct Model::Pass {
         }
         model.team.wait();
         model.team.each(list++, n, [&](int64_t r) {
-            space.screen.choose(ops, r, blocks);
+            space.screen.choose(ops, r);
             if (n > 1)
                 ops.prepare(space.single.a, r, ends.states.data(), dim, w.columns, model.last_norm.data(), shape().eps);
         });
-        model.team.wait();
-        model.team.each(list++, w.chunks(), [&](int64_t c) {
-            for (int64_t b = 4 * c; b < 4 * c + 4; b++)
-                for (int64_t r = 0; r < n; r++)
-                    if (space.screen.chosen[b * n + r]) ops.refine(w, b, *single, r, y + r * ends.stride + b * LANES);
-        });
+        for (int round = 0; round < 2; round++) {
+            if (round) model.team.each(list, n, [&](int64_t r) { space.screen.check(r); });
+            list += round;
+            model.team.wait();
+            model.team.each(list++, w.chunks(), [&](int64_t c) {
+                for (int64_t b = 4 * c; b < 4 * c + 4; b++)
+                    for (int64_t r = 0; r < n; r++)
+                        if (space.screen.state[b * n + r] == Screen::CHOSEN)
+                            space.screen.refine(ops, w, b, *single, r, y + r * ends.stride + b * LANES);
+            });
+            model.team.wait();
+        }
     }
 };
 

@@ -27,7 +27,7 @@ struct Adapter {
 };
 
 // How many blocks of 16 rows of a split output matrix are read whole for a screened token: those that hold the largest
-// logits by the upper halves. Among them are the 128 largest ones, then, and 1,920 others.
+// logits by the upper halves, so the 128 largest rows are among them (head.h).
 constexpr int64_t REFINED = 128;
 
 // Memory for a batch of some tokens; grows when it has to.
