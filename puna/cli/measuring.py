@@ -11,7 +11,7 @@ from puna.errors import ArtifactError, ConfigError
 
 Add = Callable[..., argparse.ArgumentParser]
 SUITES = ("text", "choice", "tasks")
-LARGE = 1_000_000_000  # parameters from which groups of 64 are the default: 8B then fits 8.5 GB, or 5 GB at 4 bits
+LARGE = 6_000_000_000  # parameters from which groups of 64 are the default: 8B then fits 8.5 GB, or 5 GB at 4 bits
 
 
 def add(commands: Any, add_command: Add) -> None:
@@ -151,7 +151,7 @@ the result as it is. Interrupted, the same command continues.""",
     sub.add_argument("--bits", type=int, choices=(4, 6, 8), default=4)
     sub.add_argument(
         "--group", type=int, choices=(32, 64, 128), default=None,
-        help="weights that share a scale; 64 by default from a billion parameters on, else 32",
+        help="weights that share a scale; 64 by default from six billion parameters on, else 32",
     )  # fmt: skip
     sub.add_argument(
         "--embedding-bits", type=int, choices=(4, 6, 8, 16), default=8,

@@ -15,7 +15,7 @@ from puna.inference.sampler import among_likeliest
 from puna.inference.spans import Span
 from puna.kernels.screening import BLOCK, REFINED, screened_logits, upper
 from puna.model.llama import Llama
-from puna.quant.groups import quantise_matrix
+from puna.quant.groups import Packed, quantise_matrix
 from puna.quant.modules import QuantEmbedding, QuantLinear, QuantMatrix
 
 SHAPE = replace(WIDE, dim=128, vocab_size=9000, tied=False)
@@ -90,6 +90,19 @@ def test_screened_rows_have_the_same_bits_alone_and_among_whole_ones():
         assert torch.equal(row[-1], together[i] if span.screened else whole[i])
         assert torch.equal(runner.forward([spans(True)[i]])[0], together[i])
     assert torch.equal(runner_of(quantised_head(), threads=1).forward(spans(True)), together)
+
+
+@native
+def test_where_the_upper_halves_say_too_little_all_is_read():
+    model = quantised_head()
+    codes = torch.randint(0, 16, (SHAPE.vocab_size, SHAPE.dim), dtype=torch.int8)  # they have one upper half in common
+    scales = torch.full((SHAPE.vocab_size, SHAPE.dim // 32), 0.01).half()
+    model.output = QuantLinear(QuantMatrix(Packed(codes, scales, SHAPE.dim, 8, 32), torch.float32))
+    runner = runner_of(model)
+    whole = runner.forward(spans(False))
+    assert torch.equal(runner.forward(spans(True)), whole)
+    x = torch.randn(3, SHAPE.dim)
+    assert torch.allclose(screened_logits(x, codes, scales, 32), x @ codes.float().T * scales[0, 0].float(), atol=1e-3)
 
 
 @native

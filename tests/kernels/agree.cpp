@@ -46,7 +46,8 @@ static bool is_scale(const Matrix& w, int64_t at) {  // whether a block's byte b
 static void products(const Ops& ops, const Ops& plain, Kind kind, bool offsets) {
     Matrix w;
     w.kind = kind, w.offsets = offsets, w.rows = 128, w.columns = 160, w.group = 32;
-    std::vector<uint8_t> memory(w.chunks() * w.chunk_bytes() + 64);
+    std::vector<uint8_t> memory(w.bytes() + 64);
+    for (uint8_t& byte : memory) byte = std::rand();
     w.data = memory.data();
     for (int64_t c = 0; c < w.chunks(); c++)
         for (int64_t i = 0; i < w.chunk_bytes(); i++) {
@@ -58,7 +59,8 @@ static void products(const Ops& ops, const Ops& plain, Kind kind, bool offsets) 
         }
     std::vector<float> x(7 * w.columns);
     for (float& v : x) v = uniform();
-    check(ops.name, kind == INT8 ? "an 8-bit product" : kind == INT6 ? "a 6-bit product" : kind == INT4 ? "a 4-bit product" : "a product of floats",
+    check(ops.name, kind == INT8 ? "an 8-bit product" : kind == INT6 ? "a 6-bit product" : kind == INT4 ? "a 4-bit product"
+                    : kind == SPLIT ? "a product of halves" : kind == UPPER ? "a product of upper halves" : "a product of floats",
           product(ops, w, x, 7), product(plain, w, x, 7), 1e-5f);
 }
 
@@ -112,6 +114,7 @@ int main() {
     const Ops& plain = *available().back();
     for (const Ops* ops : available()) {
         for (const bool offsets : {false, true}) for (const Kind kind : {INT8, INT6, INT4}) products(*ops, plain, kind, offsets);
+        products(*ops, plain, SPLIT, false), products(*ops, plain, UPPER, false);
         products(*ops, plain, FLOAT, false), products(*ops, plain, BRAIN, false), packed(*ops, plain);
         const int64_t n = 100, width = 80;
         std::vector<float> k(n * width), v(n * width), q(n * 2 * width);
