@@ -52,7 +52,7 @@ def windows(checkpoint: Path, text: Path, tokens: int, window: int) -> list[list
 def native(runner: NativeRunner) -> Reader:
     def read(ids: list[int]) -> Tensor:
         blocks = list(range(-(-len(ids) // BLOCK_TOKENS)))
-        return runner.forward([Span(ids, 0, blocks, len(ids))])
+        return torch.from_numpy(runner.forward([Span(ids, 0, blocks, len(ids))]))
 
     return read
 

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny_llama import hand_made_tokenizer, random_model
@@ -40,6 +41,10 @@ def spans(screened: bool, wanted: int = 1) -> list[Span]:
     return [Span(ids[10 * i : 10 * i + 9], 0, [i], wanted, screened=screened) for i in range(8)]
 
 
+def logits(runner: NativeRunner, asked: list[Span]) -> torch.Tensor:
+    return torch.from_numpy(runner.forward(asked))
+
+
 def runner_of(model: Llama, threads: int = 2) -> NativeRunner:
     return NativeRunner.of(model, threads=threads, blocks=12)
 
@@ -48,7 +53,7 @@ def runner_of(model: Llama, threads: int = 2) -> NativeRunner:
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_likeliest_tokens_have_the_bits_of_the_whole_matrix(tied):
     runner = runner_of(quantised_head(tied))
-    whole, rough = runner.forward(spans(False, 3)), runner.forward(spans(True, 3))
+    whole, rough = logits(runner, spans(False, 3)), logits(runner, spans(True, 3))
     best = whole.topk(REFINED // 2).indices
     assert torch.equal(rough.gather(1, best), whole.gather(1, best))
     assert torch.equal(rough.argmax(-1), whole.argmax(-1))
@@ -63,11 +68,11 @@ def test_screened_logits_are_the_references():
     model = quantised_head()
     runner, packed = runner_of(model), model.output.matrix.packed()
     network = read_network(in_memory(model), 1)
-    found = runner.forward(spans(True))
-    table = torch.tensor([(9, 0, 1, -1, i, 0) for i in range(8)]).T.contiguous()
-    ids = torch.tensor([t for span in spans(True) for t in span.tokens], dtype=torch.int32)
-    states = network.forward(runner.cache, ids, table, torch.arange(8, dtype=torch.int32), hidden=True)
-    expected = screened_logits(states, packed.codes, packed.scales, packed.group_size)
+    found = logits(runner, spans(True))
+    table = np.ascontiguousarray(np.array([(9, 0, 1, -1, i, 0) for i in range(8)]).T)
+    ids = np.array([t for span in spans(True) for t in span.tokens], dtype=np.int32)
+    states = network.forward(runner.cache, ids, table, np.arange(8, dtype=np.int32), hidden=True)
+    expected = screened_logits(torch.from_numpy(states), packed.codes, packed.scales, packed.group_size)
     near = (found - expected).abs() < 0.02 * expected.std()  # what quantising the states to 8 bits does
     assert near.float().mean() > 0.99  # a block at the edge may be refined by one of them alone
     best = expected.topk(REFINED // 2).indices
@@ -83,13 +88,13 @@ def test_upper_halves_are_the_middle_of_sixteen_codes():
 @native
 def test_screened_rows_have_the_same_bits_alone_and_among_whole_ones():
     runner = runner_of(quantised_head())
-    together, whole = runner.forward(spans(True)), runner.forward(spans(False))
+    together, whole = logits(runner, spans(True)), logits(runner, spans(False))
     mixed = [span if i % 3 else replace(span, screened=False, wanted=2) for i, span in enumerate(spans(True))]
-    rows = runner.forward(mixed).split([span.wanted for span in mixed])
+    rows = logits(runner, mixed).split([span.wanted for span in mixed])
     for i, (span, row) in enumerate(zip(mixed, rows)):
         assert torch.equal(row[-1], together[i] if span.screened else whole[i])
-        assert torch.equal(runner.forward([spans(True)[i]])[0], together[i])
-    assert torch.equal(runner_of(quantised_head(), threads=1).forward(spans(True)), together)
+        assert torch.equal(logits(runner, [spans(True)[i]])[0], together[i])
+    assert torch.equal(logits(runner_of(quantised_head(), threads=1), spans(True)), together)
 
 
 @native
@@ -99,8 +104,8 @@ def test_where_the_upper_halves_say_too_little_all_is_read():
     scales = torch.full((SHAPE.vocab_size, SHAPE.dim // 32), 0.01).half()
     model.output = QuantLinear(QuantMatrix(Packed(codes, scales, SHAPE.dim, 8, 32), torch.float32))
     runner = runner_of(model)
-    whole = runner.forward(spans(False))
-    assert torch.equal(runner.forward(spans(True)), whole)
+    whole = logits(runner, spans(False))
+    assert torch.equal(logits(runner, spans(True)), whole)
     x = torch.randn(3, SHAPE.dim)
     assert torch.allclose(screened_logits(x, codes, scales, 32), x @ codes.float().T * scales[0, 0].float(), atol=1e-3)
 
@@ -109,7 +114,7 @@ def test_where_the_upper_halves_say_too_little_all_is_read():
 @pytest.mark.parametrize("bits", [4, 6])
 def test_an_output_matrix_of_fewer_bits_is_read_whole(bits):
     runner = runner_of(quantised_head(bits=bits))
-    assert torch.equal(runner.forward(spans(True)), runner.forward(spans(False)))
+    assert torch.equal(logits(runner, spans(True)), logits(runner, spans(False)))
 
 
 @native
@@ -143,7 +148,9 @@ def test_the_engine_asks_for_what_a_request_needs(monkeypatch):
     pytest.importorskip("llguidance")
     engine, asked = engine_of("torch", hand_made_tokenizer()), []
     forward = engine._runner.forward
-    monkeypatch.setattr(engine._runner, "forward", lambda spans: asked.extend(s.screened for s in spans) or forward(spans))
+    monkeypatch.setattr(
+        engine._runner, "forward", lambda spans: asked.extend(s.screened for s in spans) or forward(spans)
+    )
     for expected, request in (
         (True, Request(prompt="the")),
         (False, Request(prompt="the", sampling=Sampling(logprobs=2))),

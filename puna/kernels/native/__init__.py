@@ -247,7 +247,9 @@ class Matrix(_Owned):
     @property
     def upper_bytes(self) -> int:
         """Of what screening reads of it: of a split matrix the upper halves and all scales, else everything."""
-        lower = -(-self.rows // 64) * 64 * -(-self.columns // self.group) * self.group // 2 if self.kind == "split" else 0
+        lower = (
+            -(-self.rows // 64) * 64 * -(-self.columns // self.group) * self.group // 2 if self.kind == "split" else 0
+        )
         return self.bytes - lower
 
     def floats(self, team: Team | Borrowed, weight: Array | Stored, first: int = 0) -> Matrix:
