@@ -46,6 +46,9 @@ def _goodput(options: argparse.Namespace) -> int:
     if not (options.path / ledger.LEDGER).is_file():
         hint = "give the folder of a run that was started by puna pretrain or torchrun"
         raise ArtifactError(f"{options.path} has no {ledger.LEDGER}", hint=hint)
+    if not ledger.read(options.path):
+        hint = "it is written from the first step on; look again in a moment"
+        raise ArtifactError(f"{options.path / ledger.LEDGER} has no whole line yet", hint=hint)
     account, picture = goodput.write(options.path)
     print(ledger.table(account))
     print(f"\n{picture}")

@@ -69,7 +69,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
     book.write("begin")
     book.write("step", step=1)
     path = tmp_path / ledger.LEDGER
-    path.write_bytes(path.read_bytes() + b'{"at": 17')
+    path.write_bytes(path.read_bytes() + b'{"at": "x", "event": "step"}\n{"at": 17')
     assert [e["event"] for e in ledger.read(tmp_path)] == ["begin", "step"]
 
 
@@ -78,6 +78,9 @@ def test_the_verb_says_what_a_folder_without_a_ledger_is(tmp_path, capsys):
 
     assert main(["goodput", str(tmp_path)]) == ArtifactError.exit_code
     assert "ledger.jsonl" in capsys.readouterr().err
+    (tmp_path / ledger.LEDGER).write_bytes(b'{"at": 17')
+    assert main(["goodput", str(tmp_path)]) == ArtifactError.exit_code
+    assert "no whole line yet" in capsys.readouterr().err and not (tmp_path / goodput.NAME).exists()
 
 
 def test_a_runs_page_shows_its_curves_and_each_fault(tmp_path, capsys):

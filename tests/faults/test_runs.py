@@ -117,6 +117,23 @@ def test_a_killed_supervisor_is_replaced_and_the_ranks_go_on(undisturbed, tmp_pa
 
 
 @slow
+@pytest.mark.parametrize("moment", ["begin", "attempt", "fault"])
+def test_a_supervisor_killed_while_it_starts_ranks_leaves_none_behind(undisturbed, tmp_path, moment):
+    run = started(tmp_path, [{"kind": "kill", "step": 9, "rank": 1}], pause_s=0.03)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        events = ledger.read(tmp_path) if (tmp_path / ledger.LEDGER).is_file() else []
+        if any(event["event"] == moment for event in events):
+            break
+    os.kill(next(event["pid"] for event in events if event["event"] == "begin"), signal.SIGKILL)
+    status, said = run.finish()
+    assert status == 0, said
+    assert same_weights(undisturbed, tmp_path)
+    attempts = [event["attempt"] for event in ledger.read(tmp_path) if event["event"] == "attempt"]
+    assert len(set(attempts)) == len(attempts) or moment == "begin"  # no two sets of ranks meet at one place
+
+
+@slow
 def test_a_killed_launcher_takes_all_along_and_the_same_command_goes_on_from_memory(undisturbed, tmp_path):
     run = started(tmp_path, pause_s=0.05)
     run.await_step(27)

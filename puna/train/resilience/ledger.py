@@ -54,7 +54,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and {"at", "event"} <= event.keys():
+        if isinstance(event, dict) and isinstance(event.get("at"), (int, float)) and "event" in event:
             events.append(event)
     return sorted(events, key=lambda event: event["at"])
 

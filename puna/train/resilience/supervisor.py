@@ -129,11 +129,11 @@ class Supervisor:
             Board(self.root / node / "board", job.processes).clear()
             shutil.rmtree(self.root / node / "errors", ignore_errors=True)
         self.ledger.write("attempt", attempt=self.attempt, nodes=sorted(set(self.places)), left_out=out)
+        self._remember()  # before the first fork: another supervisor must not start ranks under this number
         for rank in range(job.processes):
             self._fork(rank)
         self._await_forks()
         self._make_watch()
-        self._remember()
 
     def _fork(self, rank: int) -> None:
         place = {"node": self.places[rank], "attempt": self.attempt, "root": self.root, "errors": self._errors(rank)}
