@@ -49,6 +49,7 @@ WORDS = {
     "abort": "abort", "oom": "out of memory, killed by the kernel", "disk full": "disk full for 25 steps",
     "truncated": "newest state truncated, memory lost", "flipped": "a bit of the newest state flipped, memory lost",
     "missing": "a part of the newest state missing, memory lost", "slow": "a rank is slow", "flip": "a gradient's bit flipped",
+    "wrong": "gradients wrong before the sum in 4 steps; one in 4 is checked",
     "nan": "a NaN batch", "SIGTERM": "SIGTERM at a random moment, started again", "supervisor": "kill -9 the supervisor",
     "launcher": "kill -9 the launcher, started again",
 }  # fmt: skip
@@ -98,6 +99,9 @@ def planned(kind: str, out: Path, draw: random.Random, steps: int, times: int) -
     if kind == "slow":
         plan = [{**fault, "seconds": 0.06, "steps": GAP - 1} for fault in plan]
         settings = replace(SETTINGS, straggler=StragglerPolicy(window=6, least=4), check_every_steps=2)
+    if kind == "wrong":
+        plan = [{**fault, "times": 4} for fault in plan]
+        settings = replace(SETTINGS, recompute_every_steps=4)
     finish(started(out, plan, steps=steps, settings=settings))
     if kind == "slow":
         return [_slow(out, fault) for fault in plan]

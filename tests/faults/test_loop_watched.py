@@ -91,7 +91,7 @@ def test_numbers_that_are_wrong_are_found_and_the_run_ends_with_the_same_bits(wo
     settings = replace(RUN, layout=layout, resilience=checked, steps=30)
     calm = watched(world, settings, tmp_path / "calm")
     plan = [
-        {"kind": "nan", "step": 6, "rank": 1},
+        {"kind": "nan", "step": 6, "rank": layout.data_ranks - 1},
         {"kind": "wrong", "step": 13, "rank": 1, "times": 20},
         {"kind": "nan", "step": 21, "rank": 0},
         {"kind": "flip", "step": 26, "rank": 0},

@@ -49,6 +49,7 @@ PLANNED = (
 )
 
 _plan: list[dict[str, Any]] = []
+_past: set[int] = set()  # batches that were spoilt: by this process, or before it was started
 _now = -1  # the step that is being made
 _folder = Path()
 
@@ -65,6 +66,7 @@ def prepare(out: Path) -> None:
     _folder = out / FOLDER
     path = _folder / PLAN
     _plan = json.loads(path.read_text()) if path.is_file() else []
+    _past.update(fault["id"] for fault in _plan if _marked(fault))
 
 
 def planned(
@@ -77,7 +79,8 @@ def planned(
     prepare(out)
     if any(_is_mine(fault, "wrong") for fault in _plan):
         brought.meddle = spoil_gradients
-    if loader is not None and any(_is_mine(fault, "nan") for fault in _plan):
+    if loader is not None and any(fault["kind"] == "nan" for fault in _plan):
+        _data_rank[:] = [loader.rank]
         loader.step = _spoiling(loader.step)
     model = torch.nn.ModuleList(parts)
     if any(_is_mine(fault, "slow") for fault in _plan):
@@ -122,18 +125,21 @@ def at(step: int, phase: str, model: torch.nn.Module) -> None:
             _do(fault, model)
 
 
-def spoil(step: int, batch: torch.Tensor) -> torch.Tensor:
-    """The step's batch, or NaN if that is planned."""
-    rank = int(os.environ.get("RANK", "0"))
+def spoil(step: int, batch: torch.Tensor, rank: int | None = None) -> torch.Tensor:
+    """The step's batch, or NaN if that is planned for this rank, or the data rank `rank`: all ranks that share it."""
+    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     for fault in _plan:
         if fault["kind"] != "nan" or fault["rank"] != rank or fault["step"] != step:
             continue
-        if fault.get("stays") or not _marked(fault):
-            _mark(fault)
+        if fault.get("stays") or fault["id"] not in _past:
+            _past.add(fault["id"])
+            if not _marked(fault):
+                _mark(fault)
             return torch.full_like(batch, float("nan"))
     return batch
 
 
+_data_rank: list[int] = []
 _batches: list[Any] = []  # of the real loop's step
 _healthy: list[tuple[torch.Tensor, torch.Tensor]] = []  # what was spoilt, and what it was
 
@@ -153,8 +159,9 @@ def _spoil_batches(step: int) -> None:
     while _healthy:
         tensor, before = _healthy.pop()
         tensor.copy_(before)
-    for tensor in (tensor for batch in _batches for tensor in _weights(batch)):
-        spoilt = spoil(step, tensor)
+    found = [tensor for batch in _batches for tensor in _weights(batch)][:1]
+    for tensor in found:
+        spoilt = spoil(step, tensor, *_data_rank)
         if spoilt is not tensor:
             _healthy.append((tensor, tensor.clone()))
             tensor.copy_(spoilt)
