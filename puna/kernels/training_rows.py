@@ -21,7 +21,8 @@ def available() -> bool:
     return native.available()
 
 
-def _run(name: str, *arguments: Tensor | int | float | None) -> None:
+def run(name: str, *arguments: Tensor | int | float | None) -> None:
+    """Call kernel `name` on this many threads; tensors go as addresses, and must be contiguous."""
     given = [native.address(a) if isinstance(a, Tensor) else a for a in arguments]
     native.call(f"puna_train_{name}", torch.get_num_threads(), *given)
 
@@ -34,7 +35,7 @@ def norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[T
     N, D = x.shape
     total = x if delta is None else torch.empty_like(x)
     normed, factors = torch.empty(N, D, dtype=torch.bfloat16), torch.empty(N)
-    _run("norm", N, D, x, delta, weight, eps, total, normed, factors)
+    run("norm", N, D, x, delta, weight, eps, total, normed, factors)
     return total, normed, factors
 
 
@@ -45,7 +46,7 @@ def norm_back(d: Tensor, total: Tensor, weight: Tensor, factors: Tensor, dx: Ten
     """
     N, D = d.shape
     rounded = torch.empty_like(d)
-    _run("norm_back", N, D, d, total, weight, factors, dx, rounded, dweight)
+    run("norm_back", N, D, d, total, weight, factors, dx, rounded, dweight)
     return rounded
 
 
@@ -63,7 +64,7 @@ def split(qkv: Tensor, shape: tuple[int, int, int, int, int], table: Tensor, pos
     """
     B, T, H, K, E = shape
     q, k, v = (torch.empty(B, heads, T, E, dtype=torch.bfloat16) for heads in (H, K, K))
-    _run("split", *shape, qkv, table, positions, E**-0.5, q, k, v)
+    run("split", *shape, qkv, table, positions, E**-0.5, q, k, v)
     return q, k, v
 
 
@@ -72,7 +73,7 @@ def join(q: Tensor, k: Tensor, v: Tensor, table: Tensor, positions: Tensor) -> T
     B, H, T, E = q.shape
     K = k.shape[1]
     qkv = torch.empty(B * T, (H + 2 * K) * E, dtype=torch.bfloat16)
-    _run("join", B, T, H, K, E, q, k, v, table, positions, E**-0.5, qkv)
+    run("join", B, T, H, K, E, q, k, v, table, positions, E**-0.5, qkv)
     return qkv
 
 
@@ -80,7 +81,7 @@ def heads_last(x: Tensor) -> Tensor:
     """(B, H, T, E) as (B T, H E)."""
     B, H, T, E = x.shape
     y = torch.empty(B * T, H * E, dtype=x.dtype)
-    _run("heads", B, T, H, E, x, 0, y)
+    run("heads", B, T, H, E, x, 0, y)
     return y
 
 
@@ -88,21 +89,21 @@ def heads_first(y: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """(B T, H E) as `shape`, (B, H, T, E)."""
     B, H, T, E = shape
     x = torch.empty(shape, dtype=y.dtype)
-    _run("heads", B, T, H, E, y, 1, x)
+    run("heads", B, T, H, E, y, 1, x)
     return x
 
 
 def softmax_(scores: Tensor, starts: Tensor) -> Tensor:
     """In place: softmax of `scores` (B, H, T, T) bfloat16 over the places [starts[b, t], t] of each row, else zero."""
     B, H, T, S = scores.shape
-    _run("softmax", B, H, T, S, 0, starts, scores, None)
+    run("softmax", B, H, T, S, 0, starts, scores, None)
     return scores
 
 
 def softmax_back_(weights: Tensor, d: Tensor, starts: Tensor) -> Tensor:
     """In place: `d`, the gradient of what `softmax_` made (`weights`), becomes that of the scores."""
     B, H, T, S = weights.shape
-    _run("softmax", B, H, T, S, 0, starts, weights, d)
+    run("softmax", B, H, T, S, 0, starts, weights, d)
     return d
 
 
@@ -110,13 +111,13 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, (N, F), from (N, 2 F)."""
     N, F = len(gate_up), gate_up.shape[1] // 2
     out = torch.empty(N, F, dtype=torch.bfloat16)
-    _run("swiglu", N, F, gate_up, out)
+    run("swiglu", N, F, gate_up, out)
     return out
 
 
 def swiglu_back_(gate_up: Tensor, d: Tensor) -> Tensor:
     """In place: `gate_up` becomes its gradient, for the gradient `d` (N, F) of `swiglu`."""
-    _run("swiglu_back", len(d), d.shape[1], gate_up, d)
+    run("swiglu_back", len(d), d.shape[1], gate_up, d)
     return gate_up
 
 
@@ -126,5 +127,5 @@ def token_losses_(logits: Tensor, targets: Tensor, weights: Tensor, *, gradient:
     With `gradient`, `logits` become weight * (softmax(logits) - onehot(target)), in place.
     """
     losses = torch.empty(len(logits))
-    _run("loss", *logits.shape, logits, targets, weights, int(gradient), losses)
+    run("loss", *logits.shape, logits, targets, weights, int(gradient), losses)
     return losses

@@ -23,22 +23,33 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 struct Job {
     const std::function<void(int64_t, int64_t, int)>* work;
-    int64_t rows, piece;
+    int64_t rows, piece, unit;
+    int64_t team;
     std::atomic<int64_t> next{0};
     std::atomic<int> threads{0};
+
+    // The next rows to do: `piece` of them while there are many, whole units, fewer towards the end.
+    bool take(int64_t& first, int64_t& last) {
+        for (first = next.load(); first < rows;) {
+            const int64_t fair = (rows - first) / (2 * team) / unit * unit;
+            last = std::min(rows, first + std::clamp(fair, unit, std::max(unit, piece)));
+            if (next.compare_exchange_weak(first, last)) return true;
+        }
+        return false;
+    }
 };
 
 void serve(void* data) {
     Job& job = *(Job*)data;
     const int thread = job.threads.fetch_add(1);
-    for (int64_t first; (first = job.next.fetch_add(job.piece)) < job.rows;)
-        (*job.work)(first, std::min(first + job.piece, job.rows), thread);
+    for (int64_t first, last; job.take(first, last);) (*job.work)(first, last, thread);
 }
 
 // work(first, last, thread) over all rows, thread < threads
-void share(int threads, int64_t rows, const std::function<void(int64_t, int64_t, int)>& work) {
+void share(int threads, int64_t rows, const std::function<void(int64_t, int64_t, int)>& work, int64_t piece = 0,
+           int64_t unit = 1) {
     static const auto parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    Job job{&work, rows, std::max<int64_t>(1, rows / (threads * PIECES))};
+    Job job{&work, rows, piece ? piece : std::max<int64_t>(1, rows / (threads * PIECES)), unit, threads};
     if (threads == 1) return serve(&job);
     if (parallel) return parallel(serve, &job, (unsigned)threads, 0);
     static Team team(threads);
@@ -46,6 +57,17 @@ void share(int threads, int64_t rows, const std::function<void(int64_t, int64_t,
 }
 
 const TrainingOps& ops() { return *operations().training; }
+
+// Memory of this thread's own, which stays: taking it anew in each call would cost page faults.
+template <typename T>
+T* scratch(int64_t n) {
+    thread_local std::vector<char> memory;
+    const size_t bytes = n * sizeof(T) + 64;
+    if (memory.size() < bytes) memory.resize(bytes);
+    return (T*)(((uintptr_t)memory.data() + 63) & ~(uintptr_t)63);
+}
+
+constexpr int64_t UNIT = 6;  // rows of a tile (products.h)
 
 }  // namespace
 
@@ -149,4 +171,52 @@ API void puna_train_loss(int threads, int64_t rows, int64_t n, uint16_t* logits,
         for (int64_t r = first; r < last; r++)
             losses[r] = ops().loss(logits + r * n, n, targets[r], weights[r], gradient);
     });
+}
+
+// A part of a matrix (rows, n) of bfloat16, its rows from `first` on, from w (part, n) float32.
+API void puna_train_pack(int threads, const float* w, int64_t first, int64_t part, int64_t rows, int64_t n, uint32_t* across,
+                         uint32_t* along) {
+    share(threads, part / 16, [&](int64_t from, int64_t to, int) {
+        for (int64_t r = 16 * from; r < 16 * to; r += 16)
+            ops().pack(w + r * n, first + r, rows, n, across, along, scratch<uint16_t>(16 * n));
+    });
+}
+
+// y (rows, columns) = x (rows, n) times a packed matrix
+API void puna_train_product(int threads, int64_t rows, int64_t n, int64_t columns, const uint16_t* x, const uint32_t* packed,
+                            uint16_t* y) {
+    const int64_t piece = n <= 2048 ? 16 * UNIT : 8 * UNIT;
+    share(threads, rows, [&](int64_t first, int64_t last, int) {
+        ops().product(x + first * n, last - first, n / 2, packed, columns, y + first * columns,
+                      scratch<float>((last - first) * columns));
+    }, piece, 2 * UNIT);
+}
+
+// out (rows, columns) float32 = d^T x, or is added to; d (tokens, rows), x (tokens, columns), `panels` room for it
+API void puna_train_outer(int threads, int64_t tokens, int64_t rows, int64_t columns, const uint16_t* d, const uint16_t* x,
+                          uint32_t* panels, int add_to, float* out) {
+    share(threads, (tokens + 1) / 2, [&](int64_t first, int64_t last, int) {
+        ops().panels(x, columns, tokens, columns, first, last, panels);
+    });
+    share(threads, rows, [&](int64_t first, int64_t last, int) {
+        ops().outer(d, tokens, rows, panels, columns, first, last, add_to, out, scratch<uint32_t>(256 * (last - first)));
+    }, 8 * UNIT, UNIT);
+}
+
+// read (B T, H E) and logs (B, H, T) from qkv (B T, (H + 2 K) E); or, with d (B T, H E), dqkv from all of them
+API void puna_train_attend(int threads, int64_t B, int64_t T, int64_t H, int64_t K, int64_t E, const uint16_t* qkv,
+                           const float* turns, const int64_t* positions, const int64_t* starts, float factor,
+                           uint16_t* read, float* logs, const uint16_t* d, uint16_t* dqkv) {
+    share(threads, B * K, [&](int64_t first, int64_t last, int) {
+        char* room = scratch<char>(ops().attend_scratch(T, E));
+        for (int64_t i = first; i < last; i++) {
+            const int64_t b = i / K, row = b * T, width = (H + 2 * K) * E;
+            const AttentionShape shape{T, H, K, E, turns, positions + row, starts + row, factor};
+            const uint16_t* from = qkv + row * width;
+            uint16_t* got = read + row * H * E;
+            float* kept = logs + b * H * T;
+            if (d) ops().attend_back(shape, i % K, from, got, kept, d + row * H * E, dqkv + row * width, room);
+            else ops().attend(shape, i % K, from, got, kept, room);
+        }
+    }, 1);
 }

@@ -5,6 +5,15 @@
 
 namespace puna {
 
+// Attention of one sequence: T tokens, H query heads that share K key/value heads, E wide. `turns` are those of `turn` for
+// each position, `starts` where each token's document begins.
+struct AttentionShape {
+    int64_t T, H, K, E;
+    const float* turns;
+    const int64_t *positions, *starts;
+    float factor;  // of scores
+};
+
 struct TrainingOps {
     // total = x + delta (x alone if delta is null); normed = total / rms(total) * weight; returns 1 / rms(total).
     float (*norm)(const float* x, const uint16_t* delta, const float* weight, float eps, int64_t n, float* total,
@@ -24,6 +33,19 @@ struct TrainingOps {
     void (*swiglu_back)(uint16_t* gate_up, const uint16_t* d, int64_t n);
     // Returns log(sum(exp(x))) - x[target]; x becomes weight * (softmax(x) - onehot(target)) if `gradient`.
     float (*loss)(uint16_t* x, int64_t n, int64_t target, float weight, bool gradient);
+    // Matrix products; `products.h` says what is laid out how.
+    void (*pack)(const float* w, int64_t row, int64_t rows, int64_t n, uint32_t* across, uint32_t* along, uint16_t* scratch);
+    void (*panels)(const uint16_t* x, int64_t stride, int64_t rows, int64_t columns, int64_t first, int64_t last,
+                   uint32_t* out);
+    void (*product)(const uint16_t* x, int64_t rows, int64_t steps, const uint32_t* packed, int64_t columns, uint16_t* y,
+                    float* scratch);
+    void (*outer)(const uint16_t* d, int64_t tokens, int64_t all, const uint32_t* x, int64_t columns, int64_t first,
+                  int64_t last, bool add_to, float* out, uint32_t* scratch);
+    // Attention of one sequence and key/value head `kv`, and its gradient; `training_attention.h`.
+    int64_t (*attend_scratch)(int64_t T, int64_t E);  // bytes
+    void (*attend)(const AttentionShape& shape, int64_t kv, const uint16_t* qkv, uint16_t* read, float* logs, char* scratch);
+    void (*attend_back)(const AttentionShape& shape, int64_t kv, const uint16_t* qkv, const uint16_t* read,
+                        const float* logs, const uint16_t* d, uint16_t* dqkv, char* scratch);
 };
 
 }  // namespace puna

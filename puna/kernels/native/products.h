@@ -1,0 +1,169 @@
+// A training step's matrix products in bfloat16, summed in float32.
+//
+// The processor multiplies pairs: sixteen lanes of two bfloat16 with one pair spread over all lanes. So with k running
+// along what is summed,
+//
+//   left    pair k of row m at `at[m * row + k * step]`: a matrix as it lies (step 1), or one whose rows 2k and 2k + 1
+//           have been laid between each other (row 1), which is its transpose
+//   right   panels of 64 columns, the last one narrower: panel of column c at `c * steps`, pair k of its columns
+//           `at[k * width]` and following, so that a product reads it from front to back
+//   tile    6 rows by 64 columns of sums, which fill 24 of the 32 registers
+//
+// A panel is read again for each tile of rows; blocks of rows are chosen so that it stays in the second cache.
+
+#pragma once
+#include <algorithm>
+
+#include "simd.h"
+
+namespace PUNA_NAMESPACE {
+
+constexpr int64_t PANEL = 64;
+#if defined(PUNA_BF16)
+constexpr int TILE_ROWS = 6;
+#else
+constexpr int TILE_ROWS = 1;  // Python takes PyTorch's products there; this one is only to be right
+#endif
+
+struct Left {
+    const uint32_t* at;
+    int64_t row, step;
+
+    Left from(int64_t m, int64_t k) const { return {at + m * row + k * step, row, step}; }
+};
+
+enum Put { ROUND, STORE, ADD };  // sums become bfloat16, float32, or are added to float32
+
+// rows M, columns 16 V; out has `stride` numbers a row
+template <Put PUT, int M, int V>
+__attribute__((noinline)) void tile(Left left, const uint32_t* right, int64_t width, int64_t steps, void* out,
+                                    int64_t stride) {
+    F sums[M][V];
+    const uint32_t* three[(M + 2) / 3];  // addresses of three rows each: as many as the processor's addressing reaches
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) sums[m][v] = zero();
+    for (int m = 0; m < M; m += 3) three[m / 3] = left.at + m * left.row;
+    for (int64_t k = 0; k < steps; k++, right += width) {
+        I columns[V];
+        for (int v = 0; v < V; v++) columns[v] = iload(right + 16 * v);
+        for (int m = 0; m < M; m++) {
+            const I pair = isplat((int32_t)three[m / 3][m % 3 * left.row]);
+            for (int v = 0; v < V; v++) sums[m][v] = dot_brain(sums[m][v], columns[v], pair);
+        }
+        for (int i = 0; i < (M + 2) / 3; i++) three[i] += left.step;
+    }
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) {
+            const int64_t at = m * stride + 16 * v;
+            if constexpr (PUT == ROUND) store_brain((uint16_t*)out + at, sums[m][v]);
+            else if constexpr (PUT == STORE) store((float*)out + at, sums[m][v]);
+            else store((float*)out + at, add(load((float*)out + at), sums[m][v]));
+        }
+}
+
+using Tile = void (*)(Left, const uint32_t*, int64_t, int64_t, void*, int64_t);
+
+template <Put PUT, int M = TILE_ROWS>
+Tile tile_of(int64_t rows, int64_t columns) {
+    if constexpr (M > 1)
+        if (rows < M) return tile_of<PUT, M - 1>(rows, columns);
+    return columns >= 64 ? tile<PUT, M, 4> : columns >= 48 ? tile<PUT, M, 3> : columns >= 32 ? tile<PUT, M, 2> : tile<PUT, M, 1>;
+}
+
+inline int64_t panel_width(int64_t columns, int64_t first) { return std::min(PANEL, columns - first); }
+
+// out (rows, columns) from `steps` pairs; `stored` pairs are in a whole column of `right`, of which these begin at `from`.
+template <Put PUT>
+void block(Left left, int64_t rows, const uint32_t* right, int64_t columns, int64_t stored, int64_t from, int64_t steps,
+           void* out, int64_t stride) {
+    constexpr int64_t size = PUT == ROUND ? 2 : 4;
+    for (int64_t c = 0; c < columns; c += PANEL) {
+        const int64_t width = panel_width(columns, c);
+        const uint32_t* panel = right + c * stored + from * width;
+        for (int64_t m = 0; m < rows; m += TILE_ROWS)
+            tile_of<PUT>(rows - m, width)(left.from(m, 0), panel, width, steps, (char*)out + (m * stride + c) * size, stride);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------- laying out
+
+// Row 2k of x and the next, which there may not be, between each other: n pairs.
+INLINE void interleave(const uint16_t* x, int64_t stride, int64_t k, int64_t rows, int64_t n, uint32_t* out) {
+    const uint16_t *even = x + 2 * k * stride, *odd = even + stride;
+    if (2 * k + 1 < rows)
+        for (int64_t i = 0; i < n; i++) out[i] = even[i] | (uint32_t)odd[i] << 16;
+    else
+        for (int64_t i = 0; i < n; i++) out[i] = even[i];
+}
+
+// x (rows, columns), `stride` numbers a row, as the right of a product that sums over its rows; pairs [first, last).
+inline void train_panels(const uint16_t* x, int64_t stride, int64_t rows, int64_t columns, int64_t first, int64_t last,
+                         uint32_t* out) {
+    const int64_t steps = (rows + 1) / 2;
+    for (int64_t k = first; k < last; k++)
+        for (int64_t c = 0; c < columns; c += PANEL) {
+            const int64_t width = panel_width(columns, c);
+            interleave(x + c, stride, k, rows, width, out + c * steps + k * width);
+        }
+}
+
+// x (columns, 2 steps), `stride` numbers a row, as the right of a product that sums along its rows; columns whole lanes.
+inline void panels_across(const uint16_t* x, int64_t stride, int64_t columns, int64_t steps, uint32_t* out) {
+    for (int64_t c = 0; c < columns; c++) {
+        const int64_t start = c / PANEL * PANEL, width = panel_width(columns, start);
+        const uint32_t* pairs = (const uint32_t*)(x + c * stride);
+        uint32_t* to = out + start * steps + (c - start);
+        for (int64_t k = 0; k < steps; k++) to[k * width] = pairs[k];
+    }
+}
+
+// 16 rows of w (n) float32, which are rows [row, row + 16) of a matrix (rows, n), where they belong in `across`, for
+// products with its transpose, and in `along`, for products with itself. `scratch` has room for 16 n numbers.
+inline void train_pack(const float* w, int64_t row, int64_t rows, int64_t n, uint32_t* across, uint32_t* along,
+                       uint16_t* scratch) {
+    for (int64_t i = 0; i < 16 * n; i += 16) store_brain(scratch + i, load(w + i));
+    const int64_t start = row / PANEL * PANEL, width = panel_width(rows, start), steps = n / 2;
+    const uint32_t* pairs = (const uint32_t*)scratch;
+    uint32_t* to = across + start * steps + (row - start);
+    for (int64_t k = 0; k < steps; k++)
+        for (int64_t r = 0; r < 16; r++) to[k * width + r] = pairs[r * steps + k];
+    for (int64_t r = 0; r < 16; r += 2)
+        for (int64_t c = 0; c < n; c += PANEL) {
+            const int64_t wide = panel_width(n, c);
+            interleave(scratch + c, n, r / 2, 16, wide, along + c * (rows / 2) + (row + r) / 2 * wide);
+        }
+}
+
+// ------------------------------------------------------------------------------------------------------------ products
+
+constexpr int64_t DEEP = 1024;       // pairs: 256 KB of a panel; longer sums are taken in parts, in float32
+constexpr int64_t OUTER_DEEP = 256;  // pairs of tokens
+
+// y (rows, columns) bfloat16 = x (rows, 2 steps) times a packed matrix. `scratch`: rows * columns float32 if it is deep.
+inline void train_product(const uint16_t* x, int64_t rows, int64_t steps, const uint32_t* packed, int64_t columns,
+                          uint16_t* y, float* scratch) {
+    const Left left{(const uint32_t*)x, steps, 1};
+    if (steps <= DEEP) return block<ROUND>(left, rows, packed, columns, steps, 0, steps, y, columns);
+    for (int64_t k = 0; k < steps; k += DEEP) {
+        const int64_t some = std::min(DEEP, steps - k);
+        if (k == 0) block<STORE>(left, rows, packed, columns, steps, k, some, scratch, columns);
+        else block<ADD>(left.from(0, k), rows, packed, columns, steps, k, some, scratch, columns);
+    }
+    for (int64_t i = 0; i < rows * columns; i += 16) store_brain(y + i, load(scratch + i));
+}
+
+// Rows [first, last) of out (all, columns) float32 = d^T x, or are added to; d (tokens, all) as it lies, x as panels.
+// `scratch` has room for OUTER_DEEP * (last - first) pairs.
+inline void train_outer(const uint16_t* d, int64_t tokens, int64_t all, const uint32_t* x, int64_t columns, int64_t first,
+                        int64_t last, bool add_to, float* out, uint32_t* scratch) {
+    const int64_t rows = last - first, steps = (tokens + 1) / 2;
+    for (int64_t k = 0; k < steps; k += OUTER_DEEP) {
+        const int64_t some = std::min(OUTER_DEEP, steps - k);
+        for (int64_t i = 0; i < some; i++) interleave(d + first, all, k + i, tokens, rows, scratch + i * rows);
+        const Left left{scratch, 1, rows};
+        if (k == 0 && !add_to) block<STORE>(left, rows, x, columns, steps, k, some, out + first * columns, columns);
+        else block<ADD>(left, rows, x, columns, steps, k, some, out + first * columns, columns);
+    }
+}
+
+}  // namespace PUNA_NAMESPACE
