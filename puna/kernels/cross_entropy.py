@@ -7,8 +7,8 @@ With V = 128K, the logits of 8K tokens are 4 GB in float32. Here tokens pass in 
 turned into the loss and at once into the gradients of its hidden states and of W, and forgotten. The backward pass then
 only scales what is stored. Products run in autocast's dtype (without autocast, in that of `hidden`), sums in float32.
 
-On a CPU, bfloat16 logits become their own gradients in one C++ pass (`training_rows.token_losses_`); `reference` does it
-with PyTorch's operators.
+On a CPU, bfloat16 logits become their own gradients in one C++ pass (`training_rows.token_losses_`), between products
+of our own where those are faster (`training_products`); `reference` does it with PyTorch's operators.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from puna.kernels import training_rows
+from puna.kernels import training_products, training_rows
+from puna.kernels.training_products import Weight, outer
 
 CHUNK = 1024  # tokens; larger chunks leave the cache, smaller ones starve the matrix product
-LOGITS = 1 << 25  # for the C++ pass, which does not mind: as many tokens as have so many logits, if that is more
+LOGITS, FEWEST = 1 << 23, 256  # for the C++ pass: as many tokens as have so many logits (16 MB), but not fewer than this
 
 Implementation = Literal["auto", "reference", "native"]
 # Logits (n, V), targets (n,), weights (n,) -> the losses (n,) float32 and the weighted gradient of the logits (n, V).
@@ -53,40 +54,55 @@ def token_log_probs(hidden: Tensor, output: Tensor, targets: Tensor) -> Tensor:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, output: Tensor, targets: Tensor, weights: Tensor, native: bool) -> Tensor:
-        chunk = max(CHUNK, LOGITS // len(output)) if native else CHUNK
-        return by_chunks(ctx, hidden, output, targets, weights, _native_losses if native else _losses, chunk)
+        if not native:
+            return by_chunks(ctx, hidden, output, targets, weights, _losses)
+        impl = training_products.chosen() if output.shape[1] % training_rows.LANES == 0 else "reference"
+        chunk = max(FEWEST, LOGITS // len(output))
+        return by_chunks(ctx, hidden, output, targets, weights, _native_losses, chunk, impl)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, upstream: Tensor):
         return *scaled(ctx, upstream), None, None, None
 
 
 def by_chunks(
-    ctx, hidden: Tensor, output: Tensor, targets: Tensor, weights: Tensor, losses_of: LossesOf, chunk: int = CHUNK
+    ctx,
+    hidden: Tensor,
+    output: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    losses_of: LossesOf,
+    chunk: int = CHUNK,
+    impl: training_products.Implementation = "reference",
 ) -> Tensor:
     """The forward pass of an autograd function: the weighted sum of losses, both gradients kept for `scaled`.
 
-    `losses_of` gives each token's loss and the weighted gradient of its logits; it may write over the logits.
+    `losses_of` gives each token's loss and the weighted gradient of its logits; it may write over the logits. `impl` says
+    whose the products are.
     """
-    matrix = output.to(hidden.dtype)
-    grad_hidden = torch.zeros_like(hidden)
-    grad_output = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
+    if impl == "native":
+        matrix = Weight.like([output], impl).refresh([output])
+    else:
+        matrix = Weight(tuple(output.shape), output.to(hidden.dtype), None, None)
+    grad_hidden, grad_output = torch.zeros_like(hidden), None
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for rows in weights.nonzero()[:, 0].split(chunk):
         h, weight = hidden[rows], weights[rows]
-        losses, gradient = losses_of(h @ matrix.t(), targets[rows], weight)
+        losses, gradient = losses_of(matrix.forward(h), targets[rows], weight)
         total += (losses * weight).sum()
-        grad_hidden[rows] = gradient @ matrix
-        grad_output += gradient.t() @ h
-    ctx.save_for_backward(grad_hidden, grad_output)
-    ctx.output_dtype = output.dtype
+        grad_hidden[rows] = matrix.backward(gradient)
+        grad_output = outer(gradient, h, impl, grad_output)
+    if grad_output is None:  # nothing counts
+        grad_output = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
+    ctx.gradients, ctx.output_dtype = (grad_hidden, grad_output), output.dtype
     return total
 
 
 def scaled(ctx, upstream: Tensor) -> tuple[Tensor, Tensor]:
     """The backward pass of what `by_chunks` was the forward of: the gradients of hidden states and output matrix."""
-    grad_hidden, grad_output = ctx.saved_tensors
-    return grad_hidden * upstream.to(grad_hidden.dtype), (grad_output * upstream).to(ctx.output_dtype)
+    (grad_hidden, grad_output), ctx.gradients = ctx.gradients, None  # scaled in place, so there is no second time
+    return grad_hidden.mul_(upstream.to(grad_hidden.dtype)), grad_output.mul_(upstream).to(ctx.output_dtype)
 
 
 def _losses(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,15 +4,14 @@ PyTorch's autocast casts every weight in every step, and each operator between t
 whole matrix: on two cores that is half of a small model's step. Here
 
     weights       float32 masters; bfloat16 copies are made once per update, q k v in one matrix, gate and up in one
-    products      PyTorch's own, in bfloat16, each as large as it can be
+    products      in bfloat16, each as large as it can be, and attention in one pass (`puna.kernels.training_products`)
     between them  one pass per formula (`puna.kernels.training_rows`)
-    gradients     of weights are added to the float32 `.grad` right where they arise
+    gradients     of weights are float32 from the sums on
     residuals     float32, forward and backward
 
     layer:  total, n1 = norm(x + last)          backward, each line's gradient, from below:
-            q, k, v   = split(n1 Wqkv^T)             d -> dW2, swiglu_back, dW13, norm_back
-            o         = softmax(q k^T) v               -> dWo, dv, softmax_back, dq, dk
-            total, n2 = norm(total + o Wo^T)           -> join, dWqkv, norm_back
+            o         = attend(n1 Wqkv^T)            d -> dW2, swiglu_back, dW13, norm_back
+            total, n2 = norm(total + o Wo^T)           -> dWo, attend_back, dWqkv, norm_back
             last      = swiglu(n2 W13^T) W2^T
 
 What is the model's business stays there: `FusedLlama` is a `Llama` with another way through `hidden`, and where that
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from puna.kernels import training_rows as rows
 from puna.kernels.attention import WRITTEN_OUT_UP_TO
+from puna.kernels.training_products import Heads, Implementation, Weight, attend, attend_back, chosen, outer
 from puna.model.llama import Attend, Block, Llama, WithinDocuments, rope_frequencies
 from puna.model.sizes import LlamaConfig
 
@@ -70,9 +70,9 @@ class FusedLlama(Llama):
         PyTorch counts changes of a tensor, but its fused AdamW does not: so a backward pass counts too.
         """
         version = sum(parameter._version for parameter in self.layers.parameters())
-        kept = self.__dict__.get("_copies")
-        if kept is None:
-            kept = self.__dict__["_copies"] = [-1, [Copies.like(layer) for layer in self.layers]]
+        kept, impl = self.__dict__.get("_copies"), chosen()
+        if kept is None or kept[2] != impl:
+            kept = self.__dict__["_copies"] = [-1, [Copies.like(layer, impl) for layer in self.layers], impl]
         if kept[0] != version:
             for copies, layer in zip(kept[1], self.layers, strict=True):
                 copies.refresh(layer)
@@ -99,33 +99,26 @@ def _starts(documents: Tensor) -> Tensor:
 class Copies:
     """A layer's matrices in bfloat16."""
 
-    qkv: Tensor  # ((H + 2 K) E, D)
-    wo: Tensor
-    gate_up: Tensor  # (2 F, D)
-    w2: Tensor
+    qkv: Weight  # ((H + 2 K) E, D)
+    wo: Weight
+    gate_up: Weight  # (2 F, D)
+    w2: Weight
 
     @classmethod
-    def like(cls, layer: Block) -> "Copies":
+    def like(cls, layer: Block, impl: Implementation) -> "Copies":
         """Room for the copies of `layer`."""
-        a, f = layer.attention, layer.feed_forward
-        stacked = [[a.wq, a.wk, a.wv], [a.wo], [f.w1, f.w3], [f.w2]]
-        sizes = [(sum(m.out_features for m in group), group[0].in_features) for group in stacked]
-        return cls(*(torch.empty(size, dtype=torch.bfloat16) for size in sizes))
+        return cls(*(Weight.like([part.weight for part in group], impl) for group in _groups(layer)))
 
-    @torch.no_grad()
     def refresh(self, layer: Block) -> None:
         """Take the masters' values."""
-        a, f = layer.attention, layer.feed_forward
-        for copy, group in (
-            (self.qkv, (a.wq, a.wk, a.wv)),
-            (self.wo, (a.wo,)),
-            (self.gate_up, (f.w1, f.w3)),
-            (self.w2, (f.w2,)),
-        ):
-            first = 0
-            for part in group:
-                copy[first : first + part.out_features].copy_(part.weight)
-                first += part.out_features
+        for copy, group in zip((self.qkv, self.wo, self.gate_up, self.w2), _groups(layer), strict=True):
+            copy.refresh([part.weight for part in group])
+
+
+def _groups(layer: Block) -> tuple[tuple[nn.Linear, ...], ...]:
+    """The matrices that are one product each."""
+    a, f = layer.attention, layer.feed_forward
+    return (a.wq, a.wk, a.wv), (a.wo,), (f.w1, f.w3), (f.w2,)
 
 
 @dataclass
@@ -135,10 +128,7 @@ class Kept:
     total1: Tensor  # (N, D) float32: the residual stream before attention
     normed1: Tensor
     factors1: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    weights: Tensor  # (B, H, T, T), of the attention
+    attention: tuple[Tensor, ...]
     read: Tensor  # (N, H E), what attention read
     total2: Tensor
     normed2: Tensor
@@ -155,12 +145,12 @@ class _Body(torch.autograd.Function):
         ctx, anchor: Tensor, model: FusedLlama, tokens: Tensor, positions: Tensor, starts: Tensor, wanted: bool
     ) -> Tensor:
         config, (B, T) = model.config, tokens.shape
-        frequencies = rope_frequencies(config)
-        ctx.table = rows.turns(frequencies, T)
-        ctx.model, ctx.tokens, ctx.positions, ctx.starts, ctx.layers = model, tokens, positions, starts, []
+        shape = (B, T, config.n_heads, config.n_kv_heads, config.head_dim)
+        ctx.heads = Heads(shape, rows.turns(rope_frequencies(config), T), positions, starts)
+        ctx.model, ctx.tokens, ctx.layers, ctx.impl = model, tokens, [], chosen()
         total, last = nn.functional.embedding(tokens, anchor.detach()).flatten(0, 1), None
         for layer, copies in zip(model.layers, model.copies(), strict=True):
-            total, last, kept = _layer(layer, copies, ctx, total, last, (B, T))
+            total, last, kept = _layer(layer, copies, ctx, total, last)
             if wanted:
                 ctx.layers.append(kept)
         ctx.total, hidden, ctx.factors = rows.norm(total, last, model.norm.weight, config.norm_eps)
@@ -179,56 +169,38 @@ class _Body(torch.autograd.Function):
         return None, None, None, None, None, None
 
 
-def _layer(layer: Block, c: Copies, ctx, x: Tensor, last: Tensor | None, shape: tuple[int, int]):
+def _layer(layer: Block, c: Copies, ctx, x: Tensor, last: Tensor | None):
     """One layer on the stream `x` + `last`: the stream after attention, what the feed-forward adds, what is kept."""
-    a, (B, T) = layer.attention, shape
-    E = a.head_dim
-    H, K = a.wq.out_features // E, a.wk.out_features // E
     total1, normed1, factors1 = rows.norm(x, last, layer.attention_norm.weight, layer.attention_norm.eps)
-    q, k, v = rows.split(normed1 @ c.qkv.t(), (B, T, H, K, E), ctx.table, ctx.positions)
-    scores = torch.bmm(q.view(B * K, -1, E), k.view(B * K, T, E).transpose(1, 2))
-    weights = rows.softmax_(scores.view(B, H, T, T), ctx.starts)
-    read = torch.bmm(weights.view(B * K, -1, T), v.view(B * K, T, E)).view(B, H, T, E)
-    read = rows.heads_last(read)
-    total2, normed2, factors2 = rows.norm(total1, read @ c.wo.t(), layer.ffn_norm.weight, layer.ffn_norm.eps)
-    gate_up = normed2 @ c.gate_up.t()
+    read, attention = attend(c.qkv.forward(normed1), ctx.heads, ctx.impl)
+    total2, normed2, factors2 = rows.norm(total1, c.wo.forward(read), layer.ffn_norm.weight, layer.ffn_norm.eps)
+    gate_up = c.gate_up.forward(normed2)
     gated = rows.swiglu(gate_up)
-    kept = Kept(total1, normed1, factors1, q, k, v, weights, read, total2, normed2, factors2, gate_up, gated)
-    return total2, gated @ c.w2.t(), kept
+    kept = Kept(total1, normed1, factors1, attention, read, total2, normed2, factors2, gate_up, gated)
+    return total2, c.w2.forward(gated), kept
 
 
 def _layer_back(layer: Block, c: Copies, kept: Kept, ctx, d: Tensor, dx: Tensor) -> Tensor:
     """Through one layer: `dx` (float32) is the stream's gradient, `d` the same in bfloat16. Returns the new `d`."""
-    a, f = layer.attention, layer.feed_forward
-    B, H, T, E = kept.q.shape
-    K = kept.k.shape[1]
-    _add(d, kept.gated, f.w2)
-    between = rows.swiglu_back_(kept.gate_up, d @ c.w2)
-    _add(between, kept.normed2, f.w1, f.w3)
-    d = rows.norm_back(
-        between @ c.gate_up, kept.total2, layer.ffn_norm.weight, kept.factors2, dx, _grad(layer.ffn_norm.weight)
-    )
-    _add(d, kept.read, a.wo)
-    read = rows.heads_first(d @ c.wo, (B, H, T, E)).view(B * K, -1, E)
-    q, k, v = kept.q.view(B * K, -1, E), kept.k.view(B * K, T, E), kept.v.view(B * K, T, E)
-    weights = kept.weights.view(B * K, -1, T)
-    dv = torch.bmm(weights.transpose(1, 2), read)
-    scores = torch.bmm(read, v.transpose(1, 2)).view(B, H, T, T)
-    scores = rows.softmax_back_(kept.weights, scores, ctx.starts).view(B * K, -1, T)
-    dq, dk = torch.bmm(scores, k), torch.bmm(scores.transpose(1, 2), q)
-    shaped = (dq.view(B, H, T, E), dk.view(B, K, T, E), dv.view(B, K, T, E))
-    between = rows.join(*shaped, ctx.table, ctx.positions)
-    _add(between, kept.normed1, a.wq, a.wk, a.wv)
+    qkv, wo, gate_up, w2 = _groups(layer)
+    _add(ctx.impl, d, kept.gated, *w2)
+    between = rows.swiglu_back_(kept.gate_up, c.w2.backward(d))
+    _add(ctx.impl, between, kept.normed2, *gate_up)
+    weight = layer.ffn_norm.weight
+    d = rows.norm_back(c.gate_up.backward(between), kept.total2, weight, kept.factors2, dx, _grad(weight))
+    _add(ctx.impl, d, kept.read, *wo)
+    between = attend_back(c.wo.backward(d), kept.attention, ctx.heads, ctx.impl)
+    _add(ctx.impl, between, kept.normed1, *qkv)
     weight = layer.attention_norm.weight
-    return rows.norm_back(between @ c.qkv, kept.total1, weight, kept.factors1, dx, _grad(weight))
+    return rows.norm_back(c.qkv.backward(between), kept.total1, weight, kept.factors1, dx, _grad(weight))
 
 
-def _add(d: Tensor, x: Tensor, *parts: nn.Linear) -> None:
+def _add(impl: Implementation, d: Tensor, x: Tensor, *parts: nn.Linear) -> None:
     """Add d^T x, whose rows belong to `parts` in this order, to their gradients."""
-    made = d.t() @ x
+    made = outer(d, x, impl)
     for part, rows_of in zip(parts, made.split([part.out_features for part in parts]), strict=True):
         if part.weight.grad is None:
-            part.weight.grad = rows_of.float()
+            part.weight.grad = rows_of
         else:
             part.weight.grad.add_(rows_of)
 

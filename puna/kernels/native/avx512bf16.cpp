@@ -9,9 +9,9 @@
 
 #include "matrix.h"  // before the pragma: it is shared with other instruction sets
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prfchw,avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prfchw,avx2,fma,f16c")
 #endif
 #define PUNA_NAMESPACE avx512bf16
 #define PUNA_NAME "AVX-512 VNNI BF16"

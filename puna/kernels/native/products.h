@@ -25,6 +25,8 @@ constexpr int TILE_ROWS = 6;
 constexpr int TILE_ROWS = 1;  // Python takes PyTorch's products there; this one is only to be right
 #endif
 
+constexpr int64_t AHEAD = 16;  // rows
+
 struct Left {
     const uint32_t* at;
     int64_t row, step;
@@ -40,9 +42,12 @@ __attribute__((noinline)) void tile(Left left, const uint32_t* right, int64_t wi
                                     int64_t stride) {
     F sums[M][V];
     const uint32_t* three[(M + 2) / 3];  // addresses of three rows each: as many as the processor's addressing reaches
-    for (int m = 0; m < M; m++)
-        for (int v = 0; v < V; v++) sums[m][v] = zero();
+#pragma GCC unroll 32  // whatever is not unrolled would keep the sums in memory
+    for (int i = 0; i < M * V; i++) sums[i / V][i % V] = zero();
     for (int m = 0; m < M; m += 3) three[m / 3] = left.at + m * left.row;
+    constexpr int64_t size = PUT == ROUND ? 2 : 4;
+    for (int m = 0; m < M; m++)  // where the sums will go: in the cache by then
+        for (int64_t byte = 0; byte < 16 * V * size; byte += 64) __builtin_prefetch((char*)out + m * stride * size + byte, 1);
     for (int64_t k = 0; k < steps; k++, right += width) {
         I columns[V];
         for (int v = 0; v < V; v++) columns[v] = iload(right + 16 * v);
@@ -52,13 +57,14 @@ __attribute__((noinline)) void tile(Left left, const uint32_t* right, int64_t wi
         }
         for (int i = 0; i < (M + 2) / 3; i++) three[i] += left.step;
     }
-    for (int m = 0; m < M; m++)
-        for (int v = 0; v < V; v++) {
-            const int64_t at = m * stride + 16 * v;
-            if constexpr (PUT == ROUND) store_brain((uint16_t*)out + at, sums[m][v]);
-            else if constexpr (PUT == STORE) store((float*)out + at, sums[m][v]);
-            else store((float*)out + at, add(load((float*)out + at), sums[m][v]));
-        }
+#pragma GCC unroll 32
+    for (int i = 0; i < M * V; i++) {
+        const int64_t at = i / V * stride + i % V * 16;
+        const F sum = sums[i / V][i % V];
+        if constexpr (PUT == ROUND) store_brain((uint16_t*)out + at, sum);
+        else if constexpr (PUT == STORE) store((float*)out + at, sum);
+        else store((float*)out + at, add(load((float*)out + at), sum));
+    }
 }
 
 using Tile = void (*)(Left, const uint32_t*, int64_t, int64_t, void*, int64_t);
@@ -94,6 +100,12 @@ INLINE void interleave(const uint16_t* x, int64_t stride, int64_t k, int64_t row
         for (int64_t i = 0; i < n; i++) out[i] = even[i] | (uint32_t)odd[i] << 16;
     else
         for (int64_t i = 0; i < n; i++) out[i] = even[i];
+}
+
+// Row r of x will be read soon, n numbers of it. Columns out of wide rows are no stream that the processor foresees.
+INLINE void soon(const uint16_t* x, int64_t stride, int64_t r, int64_t rows, int64_t n) {
+    if (r >= rows) return;
+    for (int64_t i = 0; i < n; i += 32) __builtin_prefetch(x + r * stride + i);
 }
 
 // x (rows, columns), `stride` numbers a row, as the right of a product that sums over its rows; pairs [first, last).
@@ -159,7 +171,10 @@ inline void train_outer(const uint16_t* d, int64_t tokens, int64_t all, const ui
     const int64_t rows = last - first, steps = (tokens + 1) / 2;
     for (int64_t k = 0; k < steps; k += OUTER_DEEP) {
         const int64_t some = std::min(OUTER_DEEP, steps - k);
-        for (int64_t i = 0; i < some; i++) interleave(d + first, all, k + i, tokens, rows, scratch + i * rows);
+        for (int64_t i = 0; i < some; i++) {
+            for (int64_t r : {0, 1}) soon(d + first, all, 2 * (k + i) + AHEAD + r, tokens, rows);
+            interleave(d + first, all, k + i, tokens, rows, scratch + i * rows);
+        }
         const Left left{scratch, 1, rows};
         if (k == 0 && !add_to) block<STORE>(left, rows, x, columns, steps, k, some, out + first * columns, columns);
         else block<ADD>(left, rows, x, columns, steps, k, some, out + first * columns, columns);

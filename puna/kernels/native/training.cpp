@@ -200,7 +200,7 @@ API void puna_train_outer(int threads, int64_t tokens, int64_t rows, int64_t col
     });
     share(threads, rows, [&](int64_t first, int64_t last, int) {
         ops().outer(d, tokens, rows, panels, columns, first, last, add_to, out, scratch<uint32_t>(256 * (last - first)));
-    }, 8 * UNIT, UNIT);
+    }, rows < 1024 ? 8 * UNIT : 16 * UNIT, rows < 1024 ? UNIT : 16 * UNIT);  // 16 units of rows are whole lines of d
 }
 
 // read (B T, H E) and logs (B, H, T) from qkv (B T, (H + 2 K) E); or, with d (B T, H E), dqkv from all of them

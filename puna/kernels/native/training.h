@@ -50,6 +50,7 @@ inline void train_turn(const uint16_t* x, const float* turns, float sign, float 
 // The lanes of x (16 numbers from number i on) within [begin, end), `other` in the rest.
 INLINE F within(F x, int64_t i, int64_t begin, int64_t end, float other) {
     if (i >= begin && i + 16 <= end) return x;
+    if (i >= begin && i < end) return first(x, (int)(end - i), other);
     float v[16];
     store(v, x);
     for (int64_t l = 0; l < 16; l++)

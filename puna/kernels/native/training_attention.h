@@ -74,7 +74,7 @@ void weighted(const uint16_t* p, int64_t t, int64_t n, const int64_t* starts, co
 
 inline void turn_rows(const uint16_t* x, int64_t stride, const Places& at, int64_t t, int64_t n, float factor, uint16_t* out) {
     const int64_t E = at.s.E;
-    for (int64_t i = 0; i < n; i++) train_turn(x + i * stride, at.turn(t + i), 1, factor, E, out + i * E);
+    for (int64_t i = 0; i < n; i++) soon(x, stride, i + AHEAD, n, E), train_turn(x + i * stride, at.turn(t + i), 1, factor, E, out + i * E);
 }
 
 inline int64_t train_attend_scratch(int64_t T, int64_t E) {
@@ -154,6 +154,7 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
             for (int64_t m = 0; m < n; m++) {
                 const Span span(s.starts, t + m / TILE_ROWS * TILE_ROWS, std::min<int64_t>(TILE_ROWS, n - m / TILE_ROWS * TILE_ROWS));
                 const int64_t begin = s.starts[t + m], end = t + m + 1;
+                soon(got, stride, m + AHEAD, n, E);
                 F dots = zero();
                 for (int64_t i = 0; i < E; i += 16) dots = fma(brain(given + m * stride + i), brain(got + m * stride + i), dots);
                 const F mean = splat(sum(dots)), log = splat(logs[at.log(t + m, g)]);
