@@ -3,8 +3,7 @@
 // The processor multiplies pairs: sixteen lanes of two bfloat16 with one pair spread over all lanes. So with k running
 // along what is summed,
 //
-//   left    pair k of row m at `at[m * row + k * step]`: a matrix as it lies (step 1), or one whose rows 2k and 2k + 1
-//           have been laid between each other (row 1), which is its transpose
+//   left    a matrix as it lies (step 1), or its transpose: rows 2k and 2k + 1 laid between each other (row 1), tile by tile
 //   right   panels of 64 columns, the last one narrower: panel of column c at `c * steps`, pair k of its columns
 //           `at[k * width]` and following, so that a product reads it from front to back
 //   tile    6 rows by 64 columns of sums, which fill 24 of the 32 registers
@@ -27,11 +26,14 @@ constexpr int TILE_ROWS = 1;  // Python takes PyTorch's products there; this one
 
 constexpr int64_t AHEAD = 16;  // rows
 
+// Pair k of row m of tile t at `at[t * next + m * row + k * step]`.
 struct Left {
     const uint32_t* at;
-    int64_t row, step;
+    int64_t row, step, next;
 
-    Left from(int64_t m, int64_t k) const { return {at + m * row + k * step, row, step}; }
+    static Left lying(const uint16_t* x, int64_t n) { return {(const uint32_t*)x, n / 2, 1, TILE_ROWS * (n / 2)}; }
+    static Left across(const uint32_t* tiles, int64_t next) { return {tiles, 1, TILE_ROWS, next}; }
+    Left from(int64_t m, int64_t k) const { return {at + m / TILE_ROWS * next + k * step, row, step, next}; }
 };
 
 enum Put { ROUND, STORE, ADD };  // sums become bfloat16, float32, or are added to float32
@@ -102,6 +104,18 @@ INLINE void interleave(const uint16_t* x, int64_t stride, int64_t k, int64_t row
         for (int64_t i = 0; i < n; i++) out[i] = even[i];
 }
 
+// The same as a left: the pairs of a tile's columns together, `next` apart from the next tile's.
+INLINE void interleave_tiles(const uint16_t* x, int64_t stride, int64_t k, int64_t rows, int64_t n, uint32_t* out, int64_t next) {
+    constexpr int64_t some = 8 * TILE_ROWS;
+    uint32_t pairs[some + 16];
+    for (int64_t c = 0; c < n; c += some, out += 8 * next) {
+        if (n - c >= some) interleave(x + c, stride, k, rows, some, pairs);
+        else interleave(x + c, stride, k, rows, n - c, pairs);
+        for (int64_t t = 0; t < 8 && c + t * TILE_ROWS < n; t++)
+            memcpy(out + t * next + k * TILE_ROWS, pairs + t * TILE_ROWS, TILE_ROWS * 4);
+    }
+}
+
 // Row r of x will be read soon, n numbers of it. Columns out of wide rows are no stream that the processor foresees.
 INLINE void soon(const uint16_t* x, int64_t stride, int64_t r, int64_t rows, int64_t n) {
     if (r >= rows) return;
@@ -149,12 +163,12 @@ inline void train_pack(const float* w, int64_t row, int64_t rows, int64_t n, uin
 // ------------------------------------------------------------------------------------------------------------ products
 
 constexpr int64_t DEEP = 1024;       // pairs: 256 KB of a panel; longer sums are taken in parts, in float32
-constexpr int64_t OUTER_DEEP = 256;  // pairs of tokens
+constexpr int64_t OUTER_DEEP = 512;  // pairs of tokens
 
 // y (rows, columns) bfloat16 = x (rows, 2 steps) times a packed matrix. `scratch`: rows * columns float32 if it is deep.
 inline void train_product(const uint16_t* x, int64_t rows, int64_t steps, const uint32_t* packed, int64_t columns,
                           uint16_t* y, float* scratch) {
-    const Left left{(const uint32_t*)x, steps, 1};
+    const Left left = Left::lying(x, 2 * steps);
     if (steps <= DEEP) return block<ROUND>(left, rows, packed, columns, steps, 0, steps, y, columns);
     for (int64_t k = 0; k < steps; k += DEEP) {
         const int64_t some = std::min(DEEP, steps - k);
@@ -165,7 +179,7 @@ inline void train_product(const uint16_t* x, int64_t rows, int64_t steps, const 
 }
 
 // Rows [first, last) of out (all, columns) float32 = d^T x, or are added to; d (tokens, all) as it lies, x as panels.
-// `scratch` has room for OUTER_DEEP * (last - first) pairs.
+// `scratch` has room for OUTER_DEEP * (last - first + TILE_ROWS) pairs.
 inline void train_outer(const uint16_t* d, int64_t tokens, int64_t all, const uint32_t* x, int64_t columns, int64_t first,
                         int64_t last, bool add_to, float* out, uint32_t* scratch) {
     const int64_t rows = last - first, steps = (tokens + 1) / 2;
@@ -173,9 +187,9 @@ inline void train_outer(const uint16_t* d, int64_t tokens, int64_t all, const ui
         const int64_t some = std::min(OUTER_DEEP, steps - k);
         for (int64_t i = 0; i < some; i++) {
             for (int64_t r : {0, 1}) soon(d + first, all, 2 * (k + i) + AHEAD + r, tokens, rows);
-            interleave(d + first, all, k + i, tokens, rows, scratch + i * rows);
+            interleave_tiles(d + first + 2 * k * all, all, i, tokens - 2 * k, rows, scratch, some * TILE_ROWS);
         }
-        const Left left{scratch, 1, rows};
+        const Left left = Left::across(scratch, some * TILE_ROWS);
         if (k == 0 && !add_to) block<STORE>(left, rows, x, columns, steps, k, some, out + first * columns, columns);
         else block<ADD>(left, rows, x, columns, steps, k, some, out + first * columns, columns);
     }

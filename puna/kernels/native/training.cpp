@@ -199,7 +199,7 @@ API void puna_train_outer(int threads, int64_t tokens, int64_t rows, int64_t col
         ops().panels(x, columns, tokens, columns, first, last, panels);
     });
     share(threads, rows, [&](int64_t first, int64_t last, int) {
-        ops().outer(d, tokens, rows, panels, columns, first, last, add_to, out, scratch<uint32_t>(256 * (last - first)));
+        ops().outer(d, tokens, rows, panels, columns, first, last, add_to, out, scratch<uint32_t>(512 * (last - first + UNIT)));
     }, rows < 1024 ? 8 * UNIT : 16 * UNIT, rows < 1024 ? UNIT : 16 * UNIT);  // 16 units of rows are whole lines of d
 }
 

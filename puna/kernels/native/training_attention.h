@@ -67,7 +67,7 @@ void weighted(const uint16_t* p, int64_t t, int64_t n, const int64_t* starts, co
     for (int64_t m = 0; m < n; m += TILE_ROWS) {
         const int64_t rows = std::min<int64_t>(TILE_ROWS, n - m);
         const Span span(starts, t + m, rows);
-        const Left left{(const uint32_t*)(p + m * T + span.lo), T / 2, 1};
+        const Left left = Left::lying(p + m * T + span.lo, T);
         block<PUT>(left, rows, panels, E, T / 2, span.lo / 2, (span.hi - span.lo) / 2, out + m * stride, stride);
     }
 }
@@ -78,7 +78,7 @@ inline void turn_rows(const uint16_t* x, int64_t stride, const Places& at, int64
 }
 
 inline int64_t train_attend_scratch(int64_t T, int64_t E) {
-    return QUERIES * T * 4 * 4 + T * E * 2 * 4 + T * E * 4 * 2 + QUERIES * E * 16 + QUERIES * 8 + 64 * 24;
+    return QUERIES * (T + 8) * 4 * 4 + T * E * 2 * 4 + T * E * 4 * 2 + QUERIES * E * 16 + QUERIES * 8 + 64 * 24;
 }
 
 inline void train_attend(const puna::AttentionShape& s, int64_t kv, const uint16_t* qkv, uint16_t* read, float* logs,
@@ -97,7 +97,7 @@ inline void train_attend(const puna::AttentionShape& s, int64_t kv, const uint16
         for (int64_t t = 0; t < T; t += QUERIES) {
             const int64_t n = std::min(QUERIES, T - t);
             turn_rows(qkv + at.query(t, g), at.width(), at, t, n, s.factor, q);
-            scores({(const uint32_t*)q, E / 2, 1}, t, n, s.starts, keys, E / 2, T, x);
+            scores(Left::lying(q, E), t, n, s.starts, keys, E / 2, T, x);
             for (int64_t m = 0; m < n; m++) {
                 const Span span(s.starts, t + m / TILE_ROWS * TILE_ROWS, std::min<int64_t>(TILE_ROWS, n - m / TILE_ROWS * TILE_ROWS));
                 const int64_t begin = s.starts[t + m], end = t + m + 1;
@@ -136,7 +136,7 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
     float *dk = room.take<float>(T * E), *dv = room.take<float>(T * E);
     float *x = room.take<float>(QUERIES * T), *dp = room.take<float>(QUERIES * T);
     uint16_t *p = room.take<uint16_t>(QUERIES * T), *ds = room.take<uint16_t>(QUERIES * T);
-    uint32_t *p_across = room.take<uint32_t>(QUERIES * T / 2), *ds_across = room.take<uint32_t>(QUERIES * T / 2);
+    uint32_t *p_across = room.take<uint32_t>(QUERIES * (T + 8) / 2), *ds_across = room.take<uint32_t>(QUERIES * (T + 8) / 2);
     uint16_t *q = room.take<uint16_t>(QUERIES * E), *dq = room.take<uint16_t>(QUERIES * E);
     uint32_t *q_along = room.take<uint32_t>(QUERIES * E / 2), *d_along = room.take<uint32_t>(QUERIES * E / 2);
     turn_rows(qkv + at.key(0), at.width(), at, 0, T, 1, turned);
@@ -149,8 +149,8 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
             const int64_t n = std::min(QUERIES, T - t), seen = (t + n + 15) & ~15, unseen = s.starts[t] / PANEL * PANEL;
             const uint16_t *given = d + at.read(t, g), *got = read + at.read(t, g);
             turn_rows(qkv + at.query(t, g), at.width(), at, t, n, s.factor, q);
-            scores({(const uint32_t*)q, E / 2, 1}, t, n, s.starts, keys, E / 2, T, x);
-            scores({(const uint32_t*)given, stride / 2, 1}, t, n, s.starts, values, E / 2, T, dp);
+            scores(Left::lying(q, E), t, n, s.starts, keys, E / 2, T, x);
+            scores(Left::lying(given, stride), t, n, s.starts, values, E / 2, T, dp);
             for (int64_t m = 0; m < n; m++) {
                 const Span span(s.starts, t + m / TILE_ROWS * TILE_ROWS, std::min<int64_t>(TILE_ROWS, n - m / TILE_ROWS * TILE_ROWS));
                 const int64_t begin = s.starts[t + m], end = t + m + 1;
@@ -170,17 +170,18 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
             weighted<ROUND>(ds, t, n, s.starts, keys_along, T, E, dq, E);
             for (int64_t m = 0; m < n; m++)
                 train_turn(dq + m * E, at.turn(t + m), -1, s.factor, E, dqkv + at.query(t + m, g));
+            const int64_t next = n / 2 * TILE_ROWS;
             for (int64_t k = 0; k < n / 2; k++) {
-                interleave(p + unseen, T, k, n, seen - unseen, p_across + k * T + unseen);
-                interleave(ds + unseen, T, k, n, seen - unseen, ds_across + k * T + unseen);
+                interleave_tiles(p + unseen, T, k, n, seen - unseen, p_across, next);
+                interleave_tiles(ds + unseen, T, k, n, seen - unseen, ds_across, next);
             }
             train_panels(q, E, n, E, 0, n / 2, q_along);
             train_panels(given, stride, n, E, 0, n / 2, d_along);
             for (int64_t m = unseen; m < seen; m += TILE_ROWS) {  // keys; queries before them do not see them
                 const int64_t rows = std::min<int64_t>(TILE_ROWS, seen - m), k = std::max<int64_t>(0, (m - t) / 2);
-                const Left p_left{p_across + k * T + m, 1, T}, ds_left{ds_across + k * T + m, 1, T};
-                block<ADD>(p_left, rows, d_along, E, n / 2, k, n / 2 - k, dv + m * E, E);
-                block<ADD>(ds_left, rows, q_along, E, n / 2, k, n / 2 - k, dk + m * E, E);
+                const Left ps = Left::across(p_across, next).from(m - unseen, k), dss = Left::across(ds_across, next).from(m - unseen, k);
+                block<ADD>(ps, rows, d_along, E, n / 2, k, n / 2 - k, dv + m * E, E);
+                block<ADD>(dss, rows, q_along, E, n / 2, k, n / 2 - k, dk + m * E, E);
             }
         }
     for (int64_t t = 0; t < T; t++) {
