@@ -1,22 +1,30 @@
 """Training speed on a CPU, beside others, on the same shapes, the same rows and from the same first weights.
 
-    python benchmarks/training.py                                 both shapes, all contenders, 5 rounds: about 25 minutes
-    python benchmarks/training.py --shapes 7m --rounds 2 --contenders ours plain       a look, in about a minute
+    python benchmarks/training.py --minutes 15                                          both shapes, all contenders
+    python benchmarks/training.py --shapes 7m --minutes 1 --contenders ours plain       a look
 
 A round gives each contender in turn a few steps of 16 x 256 tokens; the next round begins with another contender, so that
 whatever slows the machine down slows all of them. A contender's figure is the median over its steps. Before each round
-the machine's peak is measured (bfloat16 products of 2048^3), and shares of the peak are of the median of that.
+the machine's peak is measured (bfloat16 products of 2048^3), and shares of the peak are of the median of that. Rounds go
+on until the time is up, but two at least; a third of the time is the small shape's.
 
     ours                  the training loop's placement: forward, backward, clip, fused AdamW
     plain                 a hand-written loop around the plain model: bf16 autocast, full logits, fused AdamW
     plain compiled        the same under torch.compile
     transformers          LlamaForCausalLM as Trainer runs it at its best: bf16 autocast, fused AdamW, SDPA
     transformers compiled the same under torch.compile
-    litgpt                its GPT in its pretraining step, bf16 autocast (only if it is installed)
+    litgpt                its GPT in its pretraining step, bf16 autocast
     litgpt compiled       the same under torch.compile
+    nanochat              its GPT, of the same depth and widths (two matrices of 4 D where Llama has three), in bfloat16
+    nanochat compiled     the same under torch.compile, as its own loop runs it
 
-All do the same work in a step: 4,096 tokens of whole rows, gradients, clip at norm 1, AdamW. Losses of the first steps are
-compared with those of `plain` in float32. Writes `benchmarks/results/training-DATE.json`; nothing else should run meanwhile.
+All do the same work in a step: 4,096 tokens of whole rows, gradients, clip at norm 1, fused AdamW. All are given the loop's
+settings of memory (`hardware.prepare`: freed blocks are kept, large pages), which their own loops do not make. Losses of
+the first steps are compared with the best peer's that computes the same model; nanochat's is another one.
+
+litgpt comes by `pip install --no-deps --target DIR litgpt lightning lightning-utilities pytorch-lightning torchmetrics psutil`,
+nanochat is no package: a checkout; both are found through PYTHONPATH. Who is not there is named with the reason. Writes
+`benchmarks/results/training-DATE.json`; nothing else should run meanwhile.
 """
 
 import argparse
@@ -52,6 +60,7 @@ SHAPES = {
     ),
 }
 ROWS, LENGTH, RATE = 16, 256, 1e-3
+LEAST_ROUNDS = 2
 Step = Callable[[Tensor], float]  # one update on tokens (ROWS, LENGTH + 1); the loss before it
 
 
@@ -164,6 +173,22 @@ def litgpt(config: LlamaConfig, *, compiled: bool = False) -> Step:
     return stepping(model, torch.compile(loss_of) if compiled else loss_of)
 
 
+def nanochat(config: LlamaConfig, *, compiled: bool = False) -> Step:
+    os.environ.setdefault("NANOCHAT_DTYPE", "bfloat16")  # by itself it takes float32 on a CPU
+    from nanochat.gpt import GPT, GPTConfig
+
+    theirs = GPTConfig(
+        sequence_len=LENGTH, vocab_size=config.vocab_size, n_layer=config.n_layers, n_head=config.n_heads,
+        n_kv_head=config.n_kv_heads, n_embd=config.dim, window_pattern="L",
+    )  # fmt: skip
+    model = GPT(theirs)
+    model.init_weights()
+    model.float()  # its embeddings, too, so that one fused optimiser serves all
+    model.cos, model.sin = model.cos.bfloat16(), model.sin.bfloat16()
+    through = torch.compile(model, dynamic=False) if compiled else model
+    return stepping(model, lambda tokens: through(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()))
+
+
 @torch.no_grad()
 def _take_weights(model: nn.Module, source: Llama) -> None:
     """Our weights in litgpt's modules."""
@@ -191,7 +216,11 @@ CONTENDERS: dict[str, Callable[[LlamaConfig], Step]] = {
     "transformers compiled": lambda config: transformers(config, compiled=True),
     "litgpt": litgpt,
     "litgpt compiled": lambda config: litgpt(config, compiled=True),
+    "nanochat": nanochat,
+    "nanochat compiled": lambda config: nanochat(config, compiled=True),
 }
+OF_THIS_PROJECT = {"ours", "plain", "plain compiled"}
+OTHER_MODEL = {"nanochat", "nanochat compiled"}
 
 
 def made(names: list[str], config: LlamaConfig) -> tuple[dict[str, Step], dict[str, str]]:
@@ -230,8 +259,8 @@ def text(config: LlamaConfig, step: int) -> Tensor:
     return tokens
 
 
-def measure(config: LlamaConfig, names: list[str], rounds: int, steps: int, curve: int) -> dict:
-    """All contenders on one shape."""
+def measure(config: LlamaConfig, names: list[str], until: float, steps: int, curve: int) -> dict:
+    """All contenders on one shape, in rounds until the moment `until`."""
     contenders, missing = made(names, config)
     losses: dict[str, list[float]] = {name: [] for name in contenders}
     for name, step in list(contenders.items()):
@@ -247,9 +276,11 @@ def measure(config: LlamaConfig, names: list[str], rounds: int, steps: int, curv
         print(f"  {name}: {curve} steps for the curve in {time.perf_counter() - started:.0f} s", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     processor_s: dict[str, list[float]] = {name: [] for name in contenders}
-    peaks = []
+    peaks: list[float] = []
     order = list(contenders)
-    for number in range(rounds):
+    lasted = 0.0
+    while len(peaks) < LEAST_ROUNDS or time.monotonic() + lasted < until:
+        number, began = len(peaks), time.monotonic()
         peaks.append(peak())
         for name in order[number % len(order) :] + order[: number % len(order)]:
             for extra in range(steps):
@@ -259,7 +290,8 @@ def measure(config: LlamaConfig, names: list[str], rounds: int, steps: int, curv
                 seconds[name].append(time.perf_counter() - started)
                 processor_s[name].append(time.process_time() - used)
         speeds = {name: round(ROWS * LENGTH / statistics.median(seconds[name])) for name in order}
-        print(f"  round {number + 1}: {speeds}", flush=True)
+        lasted = time.monotonic() - began
+        print(f"  round {number + 1}, {lasted:.0f} s: {speeds}", flush=True)
     return summary(config, seconds, processor_s, losses, peaks) | {"missing": missing}
 
 
@@ -277,15 +309,20 @@ def summary(config: LlamaConfig, seconds: dict, processor_s: dict, losses: dict,
             "share of bf16 peak, causal": round(flops / middle / usual, 3),
             "first losses": [round(loss, 4) for loss in losses[name]],
         }
-    peers = {n: f["tokens_per_s"] for n, f in found.items() if n != "ours"}
-    result = {"parameters": config.parameters, "bf16 peak, Gop/s": round(usual / 1e9), "contenders": found}
-    if peers and "ours" in found:
-        best = max(peers, key=peers.get)
-        theirs = found[best]["first losses"]
-        apart = max(abs(a - b) for a, b in zip(found["ours"]["first losses"], theirs))
-        result["best peer"] = best
-        result["ours / best peer"] = round(found["ours"]["tokens_per_s"] / peers[best], 2)
-        result["largest difference of the first losses"] = round(apart, 4)
+    result = {"parameters": config.parameters, "bf16 peak, Gop/s": round(usual / 1e9), "rounds": len(peaks)}
+    result["contenders"] = found
+    if "ours" in found:
+        for name in found.keys() - {"ours"}:
+            found[name]["ours over it"] = round(found["ours"]["tokens_per_s"] / found[name]["tokens_per_s"], 2)
+        for kind, own in (("best peer", OF_THIS_PROJECT), ("best of all others", {"ours"})):
+            if others := {name: found[name]["tokens_per_s"] for name in found.keys() - own}:
+                result[kind] = best = max(others, key=others.get)
+                result[f"ours / {kind}"] = found[best]["ours over it"]
+        same = {name: found[name]["tokens_per_s"] for name in found.keys() - {"ours"} - OTHER_MODEL}
+        if same:
+            fastest = max(same, key=same.get)
+            pairs = zip(found["ours"]["first losses"], found[fastest]["first losses"])
+            result["largest difference of the first losses"] = round(max(abs(a - b) for a, b in pairs), 4)
     return result
 
 
@@ -293,17 +330,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="of each contender in each round")
-    parser.add_argument("--curve", type=int, default=10, help="steps whose losses are compared; they warm up, too")
+    parser.add_argument("--minutes", type=float, default=15, help="for all of it, compiling included")
+    parser.add_argument("--steps", type=int, default=3, help="of each contender in each round")
+    parser.add_argument("--curve", type=int, default=5, help="steps whose losses are compared; they warm up, too")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/training-DATE.json")
     options = parser.parse_args()
     hardware.prepare(options.threads)
-    results = {}
+    results, until = {}, time.monotonic()
+    shares = {"7m": 1, "42m": 2}
     for shape in options.shapes:
         print(shape, flush=True)
-        results[shape] = measure(SHAPES[shape], options.contenders, options.rounds, options.steps, options.curve)
+        until += 60 * options.minutes * shares[shape] / sum(shares[s] for s in options.shapes)
+        results[shape] = measure(SHAPES[shape], options.contenders, until, options.steps, options.curve)
         print(json.dumps(results[shape], indent=1))
     record = {
         "command": command(),
