@@ -47,7 +47,11 @@ def keep_freed_memory() -> None:
 def _large_pages(libc: ctypes.CDLL) -> None:
     """Let the heap grow by a large piece at once, and advise the kernel to use large pages for it. It may decline."""
     libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-    libc.malloc.argtypes, libc.sbrk.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_ssize_t], [ctypes.c_void_p]
+    libc.malloc.argtypes, libc.sbrk.argtypes, libc.free.argtypes = (
+        [ctypes.c_size_t],
+        [ctypes.c_ssize_t],
+        [ctypes.c_void_p],
+    )
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.mallopt(_M_TOP_PAD, _AHEAD)
     before = libc.sbrk(0)

@@ -76,7 +76,7 @@ def test_attention_and_its_gradient_are_as_near_to_the_exact_ones_as_pytorchs(T,
 
 def test_what_may_not_be_seen_changes_nothing():
     T, E = 64, 16
-    documents, starts = documents_of(T)
+    _, starts = documents_of(T)
     table = rows.turns(1 / 100 ** torch.linspace(0, 1, E // 2), T)
     heads = products.Heads((2, T, 1, 1, E), table, torch.arange(T) - starts, starts)
     qkv = torch.randn(2 * T, 3 * E).to(BRAIN)

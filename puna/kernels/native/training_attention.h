@@ -46,6 +46,11 @@ struct Room {
 struct Span {
     int64_t lo, hi;
     Span(const int64_t* starts, int64_t t, int64_t n) : lo(starts[t] / PANEL * PANEL), hi((t + n + 15) & ~15) {}
+    // of the tile that query m of n is in
+    static Span of_tile(const int64_t* starts, int64_t t, int64_t n, int64_t m) {
+        const int64_t first = m / TILE_ROWS * TILE_ROWS;
+        return Span(starts, t + first, std::min<int64_t>(TILE_ROWS, n - first));
+    }
 };
 
 // out (n queries, T) float32 = left times panels of keys or values, of which `steps` pairs are summed, where they are needed
@@ -99,7 +104,7 @@ inline void train_attend(const puna::AttentionShape& s, int64_t kv, const uint16
             turn_rows(qkv + at.query(t, g), at.width(), at, t, n, s.factor, q);
             scores(Left::lying(q, E), t, n, s.starts, keys, E / 2, T, x);
             for (int64_t m = 0; m < n; m++) {
-                const Span span(s.starts, t + m / TILE_ROWS * TILE_ROWS, std::min<int64_t>(TILE_ROWS, n - m / TILE_ROWS * TILE_ROWS));
+                const Span span = Span::of_tile(s.starts, t, n, m);
                 const int64_t begin = s.starts[t + m], end = t + m + 1;
                 float* row = x + m * T;
                 F top = splat(-INFINITE), total = zero();
@@ -142,7 +147,11 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
     turn_rows(qkv + at.key(0), at.width(), at, 0, T, 1, turned);
     panels_across(turned, E, T, E / 2, keys);
     train_panels(turned, E, T, E, 0, T / 2, keys_along);
-    panels_across(qkv + at.value(0), at.width(), T, E / 2, values);
+    for (int64_t t = 0; t < T; t++) {  // together first: a panel is filled column by column
+        soon(qkv + at.value(0), at.width(), t + AHEAD, T, E);
+        memcpy(turned + t * E, qkv + at.value(t), E * 2);
+    }
+    panels_across(turned, E, T, E / 2, values);
     memset(dk, 0, T * E * 4), memset(dv, 0, T * E * 4);
     for (int64_t g = 0; g < s.H / s.K; g++)
         for (int64_t t = 0; t < T; t += QUERIES) {
@@ -152,7 +161,7 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
             scores(Left::lying(q, E), t, n, s.starts, keys, E / 2, T, x);
             scores(Left::lying(given, stride), t, n, s.starts, values, E / 2, T, dp);
             for (int64_t m = 0; m < n; m++) {
-                const Span span(s.starts, t + m / TILE_ROWS * TILE_ROWS, std::min<int64_t>(TILE_ROWS, n - m / TILE_ROWS * TILE_ROWS));
+                const Span span = Span::of_tile(s.starts, t, n, m);
                 const int64_t begin = s.starts[t + m], end = t + m + 1;
                 soon(got, stride, m + AHEAD, n, E);
                 F dots = zero();
