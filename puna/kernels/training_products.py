@@ -20,6 +20,8 @@ from torch import Tensor
 from puna.kernels import native
 from puna.kernels import training_rows as rows
 
+LAID_OUT = 1 << 20  # numbers of x at a time, as many as stay in the cache
+
 Implementation = Literal["reference", "native"]
 
 
@@ -85,8 +87,9 @@ def outer(d: Tensor, x: Tensor, impl: Implementation, out: Tensor | None = None)
     adds = out is not None
     if out is None:
         out = torch.empty(d.shape[1], x.shape[1])
-    panels = torch.empty((len(x) + 1) // 2 * 2, x.shape[1], dtype=torch.bfloat16)
-    rows.run("outer", len(x), *out.shape, d, x, panels, int(adds), out)
+    some = max(1024, LAID_OUT // x.shape[1] // 1024 * 1024)
+    panels = torch.empty(min(some, len(x) + 1), x.shape[1], dtype=torch.bfloat16)
+    rows.run("outer", len(x), some, *out.shape, d, x, panels, int(adds), out)
     return out
 
 

@@ -90,7 +90,7 @@ _SIGNATURES = {
     "puna_train_loss": (None, (c_int, *(c_int64,) * 2, *(c_void_p,) * 3, c_int, c_void_p)),
     "puna_train_pack": (None, (c_int, c_void_p, *(c_int64,) * 4, *(c_void_p,) * 2)),
     "puna_train_product": (None, (c_int, *(c_int64,) * 3, *(c_void_p,) * 3)),
-    "puna_train_outer": (None, (c_int, *(c_int64,) * 3, *(c_void_p,) * 3, c_int, c_void_p)),
+    "puna_train_outer": (None, (c_int, *(c_int64,) * 4, *(c_void_p,) * 3, c_int, c_void_p)),
     "puna_train_attend": (None, (c_int, *(c_int64,) * 5, *(c_void_p,) * 4, c_float, *(c_void_p,) * 4)),
 }
 

@@ -192,15 +192,20 @@ API void puna_train_product(int threads, int64_t rows, int64_t n, int64_t column
     }, piece, 2 * UNIT);
 }
 
-// out (rows, columns) float32 = d^T x, or is added to; d (tokens, rows), x (tokens, columns), `panels` room for it
-API void puna_train_outer(int threads, int64_t tokens, int64_t rows, int64_t columns, const uint16_t* d, const uint16_t* x,
-                          uint32_t* panels, int add_to, float* out) {
-    share(threads, (tokens + 1) / 2, [&](int64_t first, int64_t last, int) {
-        ops().panels(x, columns, tokens, columns, first, last, panels);
-    });
-    share(threads, rows, [&](int64_t first, int64_t last, int) {
-        ops().outer(d, tokens, rows, panels, columns, first, last, add_to, out, scratch<uint32_t>(512 * (last - first + UNIT)));
-    }, rows < 1024 ? 8 * UNIT : 16 * UNIT, rows < 1024 ? UNIT : 16 * UNIT);  // 16 units of rows are whole lines of d
+// out (rows, columns) float32 = d^T x, or is added to; d (tokens, rows), x (tokens, columns), `panels` room for `some` tokens
+API void puna_train_outer(int threads, int64_t tokens, int64_t some, int64_t rows, int64_t columns, const uint16_t* d,
+                          const uint16_t* x, uint32_t* panels, int add_to, float* out) {
+    const int64_t unit = rows < 1024 ? UNIT : 16 * UNIT;  // 16 units of rows are whole lines of d
+    for (int64_t begin = 0; begin < tokens; begin += some, d += some * rows, x += some * columns) {
+        const int64_t n = std::min(some, tokens - begin);
+        share(threads, (n + 1) / 2, [&](int64_t first, int64_t last, int) {
+            ops().panels(x, columns, n, columns, first, last, panels);
+        });
+        share(threads, rows, [&](int64_t first, int64_t last, int) {
+            ops().outer(d, n, rows, panels, columns, first, last, add_to || begin, out,
+                        scratch<uint32_t>(512 * (last - first + UNIT)));
+        }, std::max(8 * UNIT, unit), unit);
+    }
 }
 
 // read (B T, H E) and logs (B, H, T) from qkv (B T, (H + 2 K) E); or, with d (B T, H E), dqkv from all of them
