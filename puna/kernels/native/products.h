@@ -104,17 +104,17 @@ INLINE void interleave(const uint16_t* x, int64_t stride, int64_t k, int64_t row
         for (int64_t i = 0; i < n; i++) out[i] = even[i];
 }
 
-// The same as a left: the pairs of a tile's columns together, `next` apart from the next tile's.
+// The same as a left: the pairs of a tile's columns together, `next` apart from the next tile's. A whole vector is stored
+// for each tile, and what is too much is overwritten by the next pair or falls between tiles.
 INLINE void interleave_tiles(const uint16_t* x, int64_t stride, int64_t k, int64_t rows, int64_t n, uint32_t* out, int64_t next) {
-    constexpr int64_t some = 8 * TILE_ROWS;
-    uint32_t pairs[some + 16];
-    for (int64_t c = 0; c < n; c += some, out += 8 * next) {
-        if (n - c >= some) interleave(x + c, stride, k, rows, some, pairs);
-        else interleave(x + c, stride, k, rows, n - c, pairs);
-        for (int64_t t = 0; t < 8 && c + t * TILE_ROWS < n; t++)
-            memcpy(out + t * next + k * TILE_ROWS, pairs + t * TILE_ROWS, TILE_ROWS * 4);
+    out += k * TILE_ROWS;
+    for (int64_t c = 0; c < n; c += TILE_ROWS, out += next) {
+        if (n - c >= 16) interleave(x + c, stride, k, rows, 16, out);
+        else interleave(x + c, stride, k, rows, std::min<int64_t>(TILE_ROWS, n - c), out);
     }
 }
+
+constexpr int64_t tile_apart(int64_t steps) { return steps * TILE_ROWS + 16; }
 
 // Row r of x will be read soon, n numbers of it. Columns out of wide rows are no stream that the processor foresees.
 INLINE void soon(const uint16_t* x, int64_t stride, int64_t r, int64_t rows, int64_t n) {
@@ -179,7 +179,7 @@ inline void train_product(const uint16_t* x, int64_t rows, int64_t steps, const 
 }
 
 // Rows [first, last) of out (all, columns) float32 = d^T x, or are added to; d (tokens, all) as it lies, x as panels.
-// `scratch` has room for OUTER_DEEP * (last - first + TILE_ROWS) pairs.
+// `scratch` has room for (OUTER_DEEP + 16) * (last - first + TILE_ROWS) pairs.
 inline void train_outer(const uint16_t* d, int64_t tokens, int64_t all, const uint32_t* x, int64_t columns, int64_t first,
                         int64_t last, bool add_to, float* out, uint32_t* scratch) {
     const int64_t rows = last - first, steps = (tokens + 1) / 2;
@@ -187,9 +187,9 @@ inline void train_outer(const uint16_t* d, int64_t tokens, int64_t all, const ui
         const int64_t some = std::min(OUTER_DEEP, steps - k);
         for (int64_t i = 0; i < some; i++) {
             for (int64_t r : {0, 1}) soon(d + first, all, 2 * (k + i) + AHEAD + r, tokens, rows);
-            interleave_tiles(d + first + 2 * k * all, all, i, tokens - 2 * k, rows, scratch, some * TILE_ROWS);
+            interleave_tiles(d + first + 2 * k * all, all, i, tokens - 2 * k, rows, scratch, tile_apart(some));
         }
-        const Left left = Left::across(scratch, some * TILE_ROWS);
+        const Left left = Left::across(scratch, tile_apart(some));
         if (k == 0 && !add_to) block<STORE>(left, rows, x, columns, steps, k, some, out + first * columns, columns);
         else block<ADD>(left, rows, x, columns, steps, k, some, out + first * columns, columns);
     }

@@ -203,7 +203,7 @@ API void puna_train_outer(int threads, int64_t tokens, int64_t some, int64_t row
         });
         share(threads, rows, [&](int64_t first, int64_t last, int) {
             ops().outer(d, n, rows, panels, columns, first, last, add_to || begin, out,
-                        scratch<uint32_t>(512 * (last - first + UNIT)));
+                        scratch<uint32_t>((512 + 16) * (last - first + UNIT)));
         }, std::max(8 * UNIT, unit), unit);
     }
 }

@@ -82,8 +82,11 @@ inline void turn_rows(const uint16_t* x, int64_t stride, const Places& at, int64
     for (int64_t i = 0; i < n; i++) soon(x, stride, i + AHEAD, n, E), train_turn(x + i * stride, at.turn(t + i), 1, factor, E, out + i * E);
 }
 
+// Room for a block of queries by T keys as tiles of keys.
+constexpr int64_t tiles_of(int64_t T) { return (T / TILE_ROWS + 1) * tile_apart(QUERIES / 2); }
+
 inline int64_t train_attend_scratch(int64_t T, int64_t E) {
-    return QUERIES * (T + 8) * 4 * 4 + T * E * 2 * 4 + T * E * 4 * 2 + QUERIES * E * 16 + QUERIES * 8 + 64 * 24;
+    return QUERIES * T * 4 * 3 + tiles_of(T) * 4 * 2 + T * E * 2 * 4 + T * E * 4 * 2 + QUERIES * E * 16 + QUERIES * 8 + 64 * 24;
 }
 
 inline void train_attend(const puna::AttentionShape& s, int64_t kv, const uint16_t* qkv, uint16_t* read, float* logs,
@@ -141,7 +144,7 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
     float *dk = room.take<float>(T * E), *dv = room.take<float>(T * E);
     float *x = room.take<float>(QUERIES * T), *dp = room.take<float>(QUERIES * T);
     uint16_t *p = room.take<uint16_t>(QUERIES * T), *ds = room.take<uint16_t>(QUERIES * T);
-    uint32_t *p_across = room.take<uint32_t>(QUERIES * (T + 8) / 2), *ds_across = room.take<uint32_t>(QUERIES * (T + 8) / 2);
+    uint32_t *p_across = room.take<uint32_t>(tiles_of(T)), *ds_across = room.take<uint32_t>(tiles_of(T));
     uint16_t *q = room.take<uint16_t>(QUERIES * E), *dq = room.take<uint16_t>(QUERIES * E);
     uint32_t *q_along = room.take<uint32_t>(QUERIES * E / 2), *d_along = room.take<uint32_t>(QUERIES * E / 2);
     turn_rows(qkv + at.key(0), at.width(), at, 0, T, 1, turned);
@@ -179,7 +182,7 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
             weighted<ROUND>(ds, t, n, s.starts, keys_along, T, E, dq, E);
             for (int64_t m = 0; m < n; m++)
                 train_turn(dq + m * E, at.turn(t + m), -1, s.factor, E, dqkv + at.query(t + m, g));
-            const int64_t next = n / 2 * TILE_ROWS;
+            const int64_t next = tile_apart(n / 2);
             for (int64_t k = 0; k < n / 2; k++) {
                 interleave_tiles(p + unseen, T, k, n, seen - unseen, p_across, next);
                 interleave_tiles(ds + unseen, T, k, n, seen - unseen, ds_across, next);
