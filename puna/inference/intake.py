@@ -56,7 +56,10 @@ _PACKED_ROWS = 64  # are packed together
 
 @dataclass(frozen=True)
 class Numbers:
-    """How a matrix of numbers is kept: bfloat16 or float32, and whether bfloat16 is packed."""
+    """How a matrix of numbers is kept: bfloat16 or float32, and whether bfloat16 is packed, where that pays.
+
+    Plain C++ unpacks byte by byte, which costs more than reading less saves.
+    """
 
     dtype: str
     packed: bool = True
@@ -64,7 +67,7 @@ class Numbers:
     def matrix(self, rows: int, columns: int) -> native.Matrix:
         if self.dtype != "bfloat16":
             return native.Matrix("float32", rows, columns)
-        return native.Matrix("bfloat16", rows, columns, packed=self.packed)
+        return native.Matrix("bfloat16", rows, columns, packed=self.packed and native.chosen() != native.PLAIN)
 
 
 class Source(Protocol):

@@ -15,6 +15,7 @@ from puna.inference.runner import make_runner, open_runner
 from puna.inference.scoring import windows
 from puna.inference.spans import Span
 from puna.inference.torch_runner import TorchRunner
+from puna.kernels import native
 from puna.model.checkpoint import save_model
 from puna.model.conversion import convert
 from puna.model.llama import Llama
@@ -99,6 +100,16 @@ def test_packed_bfloat16_gives_the_same_logits_from_three_quarters_of_the_memory
     assert packed.network.bytes < 0.77 * plain.network.bytes
     for asked in (spans(), [Span([7], 41, [3, 1, 4], 1)]):
         assert np.array_equal(packed.forward(asked), plain.forward(asked))
+
+
+def test_plain_cpp_gets_bfloat16_as_it_is(checkpoint):
+    before, model = native.chosen(), Llama(checkpoint[1].config).to(torch.bfloat16)
+    try:
+        native.choose(native.PLAIN)
+        sizes = [NativeRunner.of(model, threads=1, blocks=12, packed=packed).network.bytes for packed in (True, False)]
+        assert sizes[0] == sizes[1]
+    finally:
+        native.choose(before)
 
 
 @pytest.mark.parametrize("form", ["Q8_0", "Q4_0", "Q4_K_M"])

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     Array = np.ndarray | Tensor
 
 BLOCK_TOKENS = 16
+PLAIN = "plain C++"  # the instruction set of any processor
 PARTS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 _KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4, "split": 5}
 _SOURCES = {"float32": 0, "bfloat16": 1, "float16": 2}

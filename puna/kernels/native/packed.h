@@ -43,11 +43,16 @@ INLINE void half_times_tokens(const I w[2], const uint32_t* x, F y[M][4]) {
     }
 }
 
-// A tile unpacks in registers what it multiplies. That is nearly free where a tile has six tokens, and not where it has
-// one; there the first tile of many, which waits for memory anyway, does so, and then the chunk is unpacked for the others,
-// once. In processor cycles for a step: 14 to unpack it, 1/4 or 10 more in registers, 10 for an odd one.
+// A tile unpacks in registers what it multiplies. That is nearly free where the processor multiplies six tokens of bfloat16
+// at once, and not elsewhere; there the first tile of many, which waits for memory anyway, does so, and then the chunk is
+// unpacked for the others, once. In processor cycles for a step: 14 to unpack it, 1/4 or 10 more in registers, 10 for an odd one.
 inline bool for_many(const PackedHead& head, const Activations& a) {
-    return (a.tiles() - 1) * ((TILE_F >= 6 ? a.steps / 4 : 10 * a.steps) + 10 * head.odds) > 14 * a.steps;
+#if defined(PUNA_BF16)
+    const int64_t more = a.steps / 4;
+#else
+    const int64_t more = 10 * a.steps;
+#endif
+    return (a.tiles() - 1) * (more + 10 * head.odds) > 14 * a.steps;
 }
 
 inline int64_t room_bytes(const Matrix& w, const Activations& a) { return w.packed && a.tiles() > 1 ? w.steps() * 256 : 0; }
