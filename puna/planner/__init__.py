@@ -6,7 +6,7 @@
     collectives.py bytes sent, and their time            step.py         all of it as the time of a step, and MFU
     layouts.py     the search for a layout               calibrate.py    speeds of the machine at hand
     plan.py        a wish -> size, tokens, layout, time, cost, risk
-    policies.py    what to do about faults: the trainer's own objects
+    policies/      what to do about faults: the trainer's own objects
 
 Formulas only: nothing here imports PyTorch, and a plan takes a second.
 """

@@ -20,7 +20,8 @@ import numpy as np
 
 from puna.config import require
 from puna.errors import DataError, MissingExtra
-from puna.scaling.law import LEVEL, Accuracy, Estimate, far_warnings
+from puna.scaling.accuracy import Accuracy
+from puna.scaling.law import LEVEL, Estimate, far_warnings
 from puna.scaling.resample import smooth_resample, widened
 
 _LEAST = 4  # models for either law

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from puna.errors import DataError
-from puna.scaling.law import FLOPS_PER_PARAMETER, Counts, Frontier
+from puna.scaling.frontier import Frontier
+from puna.scaling.law import FLOPS_PER_PARAMETER, Counts
 from puna.scaling.resample import widened
 
 _REACH = 2  # curves on each side of the lowest that the parabola goes through

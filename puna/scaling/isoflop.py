@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from puna.errors import DataError
-from puna.scaling.law import Estimate, Frontier
+from puna.scaling.frontier import Frontier
+from puna.scaling.law import Estimate
 from puna.scaling.points import Points, need
 from puna.scaling.resample import smooth_resample, widened
 

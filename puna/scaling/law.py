@@ -28,7 +28,7 @@ from puna.errors import ArtifactError
 Counts = Literal["all", "matrices", "body"]
 FLOPS_PER_PARAMETER = 6.0  # forward 2, backward 4, per token
 LEVEL = 0.90  # of all intervals
-_Z = 1.6449  # half of a normal interval of that level, in standard deviations
+Z = 1.6449  # half of a normal interval of that level, in standard deviations
 FARTHEST_DECADES = 4.0  # of compute beyond the largest run: further, no published law has been checked
 _ORDER = ("e", "a", "alpha", "b", "beta")
 
@@ -106,17 +106,17 @@ class Law:
 
     def loss(self, parameters: float, tokens: float) -> Estimate:
         """Loss of one run, nats per token, with the interval in which its measurement should lie."""
-        _positive(parameters=parameters, tokens=tokens)
+        positive(parameters=parameters, tokens=tokens)
         value = float(_loss(self.best, parameters, tokens)[0])
         spread = math.hypot(self.noise, self.drift * self.seen.distance(parameters, tokens))
         return self._around(value, _loss(self.draws, parameters, tokens), spread)
 
     def optimum(self, flops: float, *, per_parameter: float = FLOPS_PER_PARAMETER) -> Optimum:
         """The best size and token count for `flops`; their intervals are those of the fit."""
-        _positive(flops=flops)
+        positive(flops=flops)
         product = flops / per_parameter
         best, drawn = (_optimal_parameters(rows, product) for rows in (self.best, self.draws))
-        parameters = _interval(float(best[0]), drawn)
+        parameters = interval(float(best[0]), drawn)
         tokens = Estimate(product / parameters.value, product / parameters.high, product / parameters.low)
         return Optimum(
             flops=flops,
@@ -128,28 +128,28 @@ class Law:
 
     def tokens_for(self, parameters: float, loss: float) -> Estimate:
         """Tokens that bring a model of this size to `loss`; infinite where no number does. Interval: the fit's."""
-        _positive(parameters=parameters, loss=loss)
-        return _interval(float(_tokens_for(self.best, parameters, loss)[0]), _tokens_for(self.draws, parameters, loss))
+        positive(parameters=parameters, loss=loss)
+        return interval(float(_tokens_for(self.best, parameters, loss)[0]), _tokens_for(self.draws, parameters, loss))
 
     def optimal_tokens(self, parameters: float) -> Estimate:
         """Tokens for which a model of this size is the compute-optimal one ("Chinchilla-optimal")."""
-        _positive(parameters=parameters)
+        positive(parameters=parameters)
         best, drawn = (_balanced_tokens(rows, parameters) for rows in (self.best, self.draws))
-        return _interval(float(best[0]), drawn)
+        return interval(float(best[0]), drawn)
 
     def exponent(self) -> Estimate:
         """a of N* ~ C^a: beta / (alpha + beta)."""
         rows = (self.best, self.draws)
         best, drawn = (r[:, 4] / (r[:, 2] + r[:, 4]) for r in rows)
-        return _interval(float(best[0]), drawn)
+        return interval(float(best[0]), drawn)
 
     def _around(self, value: float, drawn: np.ndarray, spread: float) -> Estimate:
         low, high = value, value
         if len(drawn):
-            fit = _interval(value, drawn)
+            fit = interval(value, drawn)
             low, high = fit.low, fit.high
-        down = math.hypot(math.log(value / low), _Z * spread)
-        up = math.hypot(math.log(high / value), _Z * spread)
+        down = math.hypot(math.log(value / low), Z * spread)
+        up = math.hypot(math.log(high / value), Z * spread)
         return Estimate(value, value * math.exp(-down), value * math.exp(up))
 
     def to_json(self) -> dict[str, Any]:
@@ -184,97 +184,6 @@ class Law:
         return cls.from_json(data)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frontier:
-    """Optimal tokens as a power of compute, D*(C) = factor * C^exponent: what isoFLOP curves and envelopes give.
-
-    Llama 3's method (arXiv 2407.21783, 3.2.1). It knows no losses away from the optimum. N* is C / (k * D*).
-    """
-
-    name: str
-    source: str
-    counts: Counts
-    factor: float
-    exponent: float
-    draws: np.ndarray = field(repr=False)  # (R, 2): log of the factor, exponent
-    largest_flops: float  # of the budgets that were fitted
-
-    def tokens(self, flops: float) -> Estimate:
-        _positive(flops=flops)
-        with np.errstate(over="ignore"):
-            drawn = np.exp(self.draws[:, 0] + self.draws[:, 1] * math.log(flops))
-        return _interval(self.factor * flops**self.exponent, drawn)
-
-    def optimum(self, flops: float, *, per_parameter: float = FLOPS_PER_PARAMETER) -> Optimum:
-        """The best size and token count for `flops`."""
-        tokens = self.tokens(flops)
-        product = flops / per_parameter
-        parameters = Estimate(product / tokens.value, product / tokens.high, product / tokens.low)
-        warnings = far_warnings(flops, self.largest_flops, self.name)
-        return Optimum(flops=flops, parameters=parameters, tokens=tokens, loss=None, warnings=warnings)
-
-    def optimal_tokens(self, parameters: float) -> Estimate:
-        """Tokens for which a model of this size is the compute-optimal one: D*(C) at the C where N*(C) is this size."""
-        _positive(parameters=parameters)
-        rows = (np.array([[math.log(self.factor), self.exponent]]), self.draws)
-        found = []
-        for factor, exponent in (r.T for r in rows):
-            flops = (np.log(FLOPS_PER_PARAMETER * parameters) + factor) / (1 - exponent)  # of the logarithm
-            found.append(np.exp(factor + exponent * flops))
-        return _interval(float(found[0][0]), found[1])
-
-    def exponents(self) -> tuple[Estimate, Estimate]:
-        """Of parameters and of tokens; they sum to one."""
-        of_tokens = _interval(self.exponent, self.draws[:, 1])
-        return Estimate(1 - of_tokens.value, 1 - of_tokens.high, 1 - of_tokens.low), of_tokens
-
-    def to_json(self) -> dict[str, Any]:
-        plain = {n: getattr(self, n) for n in ("name", "source", "counts", "factor", "exponent", "largest_flops")}
-        return {"kind": "frontier", **plain, "draws": self.draws.tolist()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Frontier":
-        names = {n: data[n] for n in ("name", "source", "counts", "factor", "exponent", "largest_flops")}
-        return cls(**names, draws=np.array(data["draws"], dtype=float).reshape(-1, 2))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Accuracy on a benchmark as a sigmoid of a loss: floor + (top - floor) / (1 + exp(slope * (loss - middle))).
-
-    The second stage of Llama 3's prediction (3.2.1). `loss` is whatever the law was fitted with.
-    """
-
-    name: str
-    source: str
-    floor: float  # chance
-    top: float
-    slope: float
-    middle: float
-    draws: np.ndarray = field(repr=False)  # (R, 4): floor, top, slope, middle
-    scatter: float = 0.0  # standard deviation of a model's accuracy around the curve
-
-    def at(self, loss: Estimate | float) -> Estimate:
-        """Accuracy, a share. An interval of the loss is carried through the curve."""
-        value, low, high = loss if isinstance(loss, Estimate) else (loss, loss, loss)
-        best = np.array([[self.floor, self.top, self.slope, self.middle]])
-        middle = float(_sigmoid(best, value)[0])
-        drawn = _interval(middle, _sigmoid(self.draws, value))
-        by_loss = (float(_sigmoid(best, high)[0]), float(_sigmoid(best, low)[0]))
-        down = math.hypot(middle - drawn.low, middle - by_loss[0], _Z * self.scatter)
-        up = math.hypot(drawn.high - middle, by_loss[1] - middle, _Z * self.scatter)
-        return Estimate(middle, max(0.0, middle - down), min(1.0, middle + up))
-
-    def to_json(self) -> dict[str, Any]:
-        plain = {n: getattr(self, n) for n in ("name", "source", "floor", "top", "slope", "middle", "scatter")}
-        return {"kind": "accuracy", **plain, "draws": self.draws.tolist()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Accuracy":
-        names = {n: data[n] for n in ("name", "source", "floor", "top", "slope", "middle", "scatter")}
-        return cls(**names, draws=np.array(data["draws"], dtype=float).reshape(-1, 4))
-
-
 def far_warnings(flops: float, largest: float, name: str) -> tuple[str, ...]:
     """What to say of an extrapolation beyond four orders of magnitude of compute."""
     decades = math.log10(flops / largest)
@@ -286,7 +195,8 @@ def far_warnings(flops: float, largest: float, name: str) -> tuple[str, ...]:
     )
 
 
-def _positive(**values: float) -> None:
+def positive(**values: float) -> None:
+    """Raises `ConfigError` unless each is a number above 0."""
     for name, value in values.items():
         require(math.isfinite(value) and value > 0, f"{name}={value!r} must be a number above 0")
 
@@ -316,12 +226,7 @@ def _tokens_for(rows: np.ndarray, parameters: float, loss: float) -> np.ndarray:
         return np.where(left > 0, np.exp((np.log(b) - np.log(np.maximum(left, 1e-300))) / beta), np.inf)
 
 
-def _sigmoid(rows: np.ndarray, loss: float) -> np.ndarray:
-    floor, top, slope, middle = rows.T
-    return floor + (top - floor) / (1 + np.exp(np.clip(slope * (loss - middle), -60, 60)))
-
-
-def _interval(value: float, drawn: Sequence[float] | np.ndarray) -> Estimate:
+def interval(value: float, drawn: Sequence[float] | np.ndarray) -> Estimate:
     """The middle 90% of the draws, kept around the value."""
     drawn = np.asarray(drawn, dtype=float)
     if not len(drawn):

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from puna.errors import ConfigError
-from puna.scaling.law import Accuracy, Frontier, Law, Seen
+from puna.scaling.accuracy import Accuracy
+from puna.scaling.frontier import Frontier
+from puna.scaling.law import Law, Seen
 
 _EXPONENT_ERROR = 0.02  # of alpha and of beta, one standard error, as published
 _RUN_SCATTER = 0.005  # log loss; the size of the refit's residuals
