@@ -45,15 +45,27 @@ class Device:
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "read", "link", "network", "power_w"):
             value = getattr(self, name)
-            good = type(value) in (int, float) and 0 < value < 1e30
-            require(good, f"hardware {self.name}: {name}={value!r} must be a number above 0")
+            require(_above_0(value), f"hardware {self.name}: {name}={value!r} must be a number above 0")
+        for name, most in (("link_latency_s", 10.0), ("network_latency_s", 10.0), ("comm_share", 1.0), ("spread", 1.0)):
+            value = getattr(self, name)
+            good = type(value) in (int, float) and 0 <= value <= most
+            require(good, f"hardware {self.name}: {name}={value!r} must be a number from 0 to {most:g}")
         good = type(self.node) is int and self.node > 0
         require(good, f"hardware {self.name}: node={self.node!r} must be a whole number above 0")
         for name in ("peak", "matmul"):
             values = getattr(self, name)
+            hint = "for example { bf16 = 720e12 }"
+            require(isinstance(values, Mapping) and values, f"hardware {self.name}: {name} is no table", hint=hint)
             unknown = sorted(set(values) - set(PRECISIONS))
             require(not unknown, f"hardware {self.name}: {name} of {unknown}", hint=f"known: {', '.join(PRECISIONS)}")
-            require(all(v > 0 for v in values.values()), f"hardware {self.name}: {name} must be above 0")
+            wrong = {k: v for k, v in values.items() if not _above_0(v)}
+            require(not wrong, f"hardware {self.name}: {name}={wrong} must be numbers above 0")
+        kernels = self.attention
+        good = isinstance(kernels, Mapping) and kernels and all(_pair(speeds) for speeds in kernels.values())
+        hint = "for example { flash2 = [333e12, 286e12] }"
+        require(bool(good), f"hardware {self.name}: attention needs [forward, backward] for each kernel", hint=hint)
+        texts = isinstance(self.sources, Mapping) and all(isinstance(v, str) for v in self.sources.values())
+        require(texts, f"hardware {self.name}: sources must be texts, one for each field")
         missing = sorted(set(self.matmul) - set(self.peak))
         require(not missing, f"hardware {self.name}: peak lacks {missing}", hint="MFU needs the data sheet's peak")
 
@@ -79,6 +91,14 @@ class Device:
         forward, backward = self.attention.get(kernel) or max(self.attention.values())
         slower = (length / (length + 450)) / (8192 / (8192 + 450))
         return forward * slower, backward * slower
+
+
+def _above_0(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e30
+
+
+def _pair(speeds: Any) -> bool:
+    return isinstance(speeds, list | tuple) and len(speeds) == 2 and all(map(_above_0, speeds))
 
 
 @cache
@@ -133,6 +153,7 @@ def _devices(data: Mapping[str, Any], known: Mapping[str, Device]) -> dict[str, 
         require(isinstance(section, Mapping), f"hardware {name!r} is not a section of numbers")
         given = dict(section)
         like = given.pop("like", None)
+        require(like is None or isinstance(like, str), f"hardware {name!r} is like {like!r}, which is no name")
         base = {**known, **found}.get(like) if like is not None else None
         require(like is None or base is not None, f"hardware {name!r} is like {like!r}, which is not known before it")
         found[name] = _device(name, given, base)
@@ -147,7 +168,10 @@ def _device(name: str, given: dict[str, Any], base: Device | None) -> Device:
     missing = sorted(names - {"sources"} - set(given)) if base is None else []
     require(not missing, f"hardware {name!r} lacks {', '.join(missing)}", hint="give them, or say what it is `like`")
     if "attention" in given:
-        given["attention"] = {kernel: tuple(speeds) for kernel, speeds in dict(given["attention"]).items()}
+        kernels = given["attention"]
+        require(isinstance(kernels, Mapping), f"hardware {name!r}: attention is no table of kernels")
+        given["attention"] = {k: tuple(v) if isinstance(v, list) else v for k, v in kernels.items()}
+    require(isinstance(given.get("sources", {}), Mapping), f"hardware {name!r}: sources is no table of texts")
     if base is not None:
         return replace(base, name=name, **{**given, "sources": {**base.sources, **given.get("sources", {})}})
     return Device(name=name, **given)

@@ -75,3 +75,32 @@ def test_the_slowest_of_many_is_slower():
     found = device("H100")
     assert found.slowest(1) == 1.0
     assert 1.0 < found.slowest(8) < found.slowest(1024) < found.slowest(16_384) < 1.08
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attention": {"flash2": [1e12]}},
+        {"attention": {"flash2": "fast"}},
+        {"attention": 3},
+        {"attention": {}},
+        {"spread": "x"},
+        {"spread": -50},
+        {"comm_share": 99},
+        {"link_latency_s": -1},
+        {"matmul": {"bf16": "fast"}},
+        {"matmul": [1]},
+        {"peak": {"bf16": None}},
+        {"sources": 3},
+        {"sources": {"read": 4}},
+        {"like": ["H100"]},
+        {"node": 1.5},
+        {"read": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_hostile_file_is_told_what_is_wrong(tmp_path, fields):
+    path = tmp_path / "hostile.json"
+    path.write_text(json.dumps({"X": {"like": "H100", **fields}}))
+    with pytest.raises(ConfigError, match="hardware"):
+        device("X", path)
