@@ -129,7 +129,7 @@ def dry_run(settings: "TrainConfig") -> list[str]:
     for phase in settings.phases:
         layout.check_model(shape, phase.sequence_length)
         lines += ["", f"phase {phase.name}: {phase.rows:,} sequences of {phase.sequence_length:,} tokens per step"]
-        lines += _held(shape, layout, phase.sequence_length, phase.rows)
+        lines += _held(shape, layout, phase.sequence_length, phase.rows, settings.speed.recompute)
     return lines
 
 
@@ -151,13 +151,17 @@ def _seats(layout: Layout) -> list[str]:
     return lines
 
 
-def _held(shape: LlamaConfig, layout: Layout, sequence_length: int, rows: int) -> list[str]:
+def _held(shape: LlamaConfig, layout: Layout, sequence_length: int, rows: int, recompute: str) -> list[str]:
+    from puna.planner.choice import OURS
     from puna.planner.collectives import traffic_per_step
     from puna.planner.memory import memory_per_rank, rank_parameters, sharded
     from puna.planner.work import Work
 
-    # what the trainer does: products in bfloat16 by autocast, nothing fused, nothing recomputed
-    work = Work(sequence_length=sequence_length, rows=rows, autocast=True, compiled=False, chunked_loss=True)
+    # what the trainer does: products in bfloat16 by autocast, nothing fused
+    kept = {ours: planned for planned, ours in OURS.items()}[recompute]
+    work = Work(
+        sequence_length=sequence_length, rows=rows, autocast=True, compiled=False, chunked_loss=True, recompute=kept
+    )
     lines = ["", "memory of a rank, GB"]
     for rank, count in _alike(shape, layout).items():
         kinds = memory_per_rank(shape, layout, work, rank)
