@@ -205,8 +205,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 def _as_written(data: bytes) -> dict[bytes, int] | None:
     """The ranks of a file as `write_ranks` writes it, in two thirds of the time; None for any other."""
-    words = data.split()
-    encoded, numbers = words[::2], words[1::2]
+    encoded = data.split()[::2]
     try:
         tokens = [binascii.a2b_base64(word, strict_mode=True) for word in encoded]
     except binascii.Error:
@@ -214,8 +213,8 @@ def _as_written(data: bytes) -> dict[bytes, int] | None:
     ranks = dict(zip(tokens, range(len(tokens))))
     lengths = set(map(len, ranks))
     fine = len(ranks) == len(tokens) <= MOST_TOKENS and min(lengths, default=0) > 0 and max(lengths) <= MOST_TOKEN_BYTES
-    in_lines = data.count(b"\n") == data.count(b" ") == len(tokens)
-    return ranks if fine and in_lines and numbers == [b"%d" % n for n in range(len(tokens))] else None
+    written = b"".join(b"%b %d\n" % (word, n) for n, word in enumerate(encoded))
+    return ranks if fine and written == data else None
 
 
 def _line_by_line(path: Path, data: bytes) -> dict[bytes, int]:
