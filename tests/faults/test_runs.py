@@ -186,6 +186,7 @@ def test_a_node_with_a_history_is_left_out(undisturbed, tmp_path):
     assert [kind for _, kind in nodes.histories(tmp_path)["b"]] == ["killed", "killed"]
 
 
+@slow
 def test_a_lost_nodes_part_of_a_run_is_found_in_its_neighbours_memory(undisturbed, tmp_path):
     """Each rank has a part that nobody else has. Node b is gone, and its memory with it; a has a copy, and c takes over."""
     run = started(tmp_path, pause_s=0.02, nodes=["a", "b"], per_node=2, alone=True)

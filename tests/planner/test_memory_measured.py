@@ -13,6 +13,7 @@ def check(worlds: set[int]) -> None:
     assert not bad, benchmark.table(bad)
 
 
+@pytest.mark.slow
 def test_two_processes_hold_what_is_planned():
     check({2})
 

@@ -96,7 +96,9 @@ def start(world, settings, out):
     return process
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_stopped_again_and_again_it_ends_with_the_same_bits(world, base, tmp_path, signal_number):
     rng = random.Random(int(signal_number))
     out = tmp_path / "stopped"
