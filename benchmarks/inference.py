@@ -20,18 +20,16 @@ An engine that is not installed, or fails, is named and left out. OpenVINO may l
 import argparse
 import datetime
 import json
-import shlex
 import statistics
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from inference_peers import weights
 from inference_peers.exchange import Child, PeerError
 from inference_peers.measures import Measure, Record, plain, summary, table
 from inference_peers.probe import Probe
-from machine import processor, revision
+from machine import command, processor, revision
 
 from puna import log
 
@@ -108,9 +106,8 @@ def pairs(args: argparse.Namespace) -> list[tuple[str, str]]:
     return [(e, f) for f in args.formats for e in args.engines if f in FILES[e]]
 
 
-def measured(line: Line, probe: Probe, args: argparse.Namespace) -> list[Record]:
-    """All rounds."""
-    records = []
+def measure_all(line: Line, probe: Probe, args: argparse.Namespace, records: list[Record]) -> None:
+    """All rounds, onto `records`: what was measured before an interruption is kept."""
     for number in range(args.rounds):
         for measure in args.measures:
             for (engine, form), child in list(line.children.items()):
@@ -127,7 +124,6 @@ def measured(line: Line, probe: Probe, args: argparse.Namespace) -> list[Record]
                 log.info(
                     f"round {number + 1}, {measure}, {engine} {form}: {speed:.1f} tok/s, probe {bandwidth:.0f} GB/s{note}"
                 )
-    return records
 
 
 def cold(args: argparse.Namespace, threads: int) -> list[dict]:
@@ -219,13 +215,14 @@ def main() -> None:
         for threads in args.threads:
             probe = Probe(threads)
             with Line(args, threads) as line:
-                records += measured(line, probe, args)
-            absent |= line.absent
-            facts |= {f"{engine} {form}": fact for (engine, form), fact in line.facts.items()}
+                try:
+                    measure_all(line, probe, args, records)
+                finally:
+                    absent |= line.absent
+                    facts |= {f"{engine} {form}": fact for (engine, form), fact in line.facts.items()}
             starts += cold(args, threads)
     except KeyboardInterrupt:
         log.warn("stopped: what follows is of the rounds so far")
-        traceback.print_exc(limit=1)
     rows = summary(records, "ours")
     print(table(rows) + cold_table(starts))
     for who, why in absent.items():
@@ -233,7 +230,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"inference-{datetime.date.today()}-{args.shape}{'-quick' * args.quick}.json"
     result = {
-        "command": shlex.join(["python", *sys.argv]), "machine": processor(), "revision": revision(), "shape": args.shape,
+        "command": command(), "machine": processor(), "revision": revision(), "shape": args.shape,
         "probe": probe.kind if probe else None, "engines": facts, "not measured": absent, "summary": rows,
         "cold starts": starts, "measurements": plain(records),
     }  # fmt: skip
