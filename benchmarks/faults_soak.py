@@ -41,21 +41,6 @@ STEP_S = 0.1
 PAUSE_S = 0.08  # the rest of a step is computing
 TRAINING = 0.85  # share of the time that is expected to be training
 RECHECK = 25  # steps
-PLANNED = (
-    "kill",
-    "stop",
-    "hang",
-    "raise",
-    "abort",
-    "oom",
-    "slow",
-    "flip",
-    "wrong",
-    "nan",
-    "flipped",
-    "truncated",
-    "missing",
-)
 MORE = {"slow": {"seconds": 0.15, "steps": 30}, "wrong": {"times": RECHECK}}  # of some kinds
 FROM_OUTSIDE = ("supervisor", "zygote", "disk full", "SIGTERM", "launcher")
 UNTOUCHED = FROM_OUTSIDE[:3]  # after the others somebody has to give the command again
@@ -113,7 +98,7 @@ def run(out: Path, plan: list[dict] | None, steps: int, settings: ResilienceConf
 def drawn(draw: random.Random, steps: int, given: argparse.Namespace) -> tuple[list[dict], list[tuple[int, str]]]:
     """Faults by the step at which they come: those of ranks, and those from outside."""
     plan, outside, at = [], [], 60.0
-    kinds = [*PLANNED, *given.outside]
+    kinds = [*inject.PLANNED, *given.outside]
     while (at := at + draw.expovariate(STEP_S / TRAINING / given.mean)) < steps - 2 * RECHECK:
         kind = draw.choice(kinds)
         if kind in FROM_OUTSIDE:

@@ -204,7 +204,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _as_written(data: bytes) -> dict[bytes, int] | None:
-    """The ranks of a file as `write_ranks` writes it, in two thirds of the time; None for any other."""
+    """The ranks of a file as `write_ranks` writes it, in about half the time; None for any other."""
     encoded = data.split()[::2]
     try:
         tokens = [binascii.a2b_base64(word, strict_mode=True) for word in encoded]
