@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# A file's tests stay together: many start processes of their own, or share what was costly to make.
+WORKERS := -n logical --maxprocesses=4 --dist loadfile
 
 .PHONY: run test test-peers lint clean
 
@@ -9,10 +11,10 @@ run: $(VENV)/.installed                     ## make a small Llama 3.1 from raw t
 	$(BIN)/puna run tiny
 
 test: $(VENV)/.installed-test               ## all tests that need no accelerator
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
 test-peers: $(VENV)/.installed-peers        ## what compares us with peers that compile first
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m peers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m peers
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
