@@ -20,8 +20,6 @@ from torch import Tensor
 from puna.kernels import native
 from puna.kernels import training_rows as rows
 
-LAID_OUT = 1 << 20  # numbers of x at a time, as many as stay in the cache
-
 Implementation = Literal["reference", "native"]
 
 
@@ -72,6 +70,46 @@ class Weight:
         """d W: (N, I) from (N, O)."""
         return d @ self.plain if self.plain is not None else _product(d, self.along, self.shape[1])
 
+    # A product and what is done to its rows next, while they are in the cache: as `training_rows` has it.
+
+    def swiglu(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """gate_up = x W^T (N, 2 F), and silu(gate) * up (N, F)."""
+        if self.plain is not None:
+            made = self.forward(x)
+            return made, rows.swiglu(made)
+        (N, D), F = x.shape, self.shape[0] // 2
+        gate_up, gated = torch.empty(N, 2 * F, dtype=x.dtype), torch.empty(N, F, dtype=x.dtype)
+        rows.run("product_swiglu", N, D, F, x, self.across, gate_up, gated)
+        return gate_up, gated
+
+    def swiglu_back_(self, d: Tensor, gate_up: Tensor) -> Tensor:
+        """In place: `gate_up` becomes its gradient, for the gradient `d` of gated W^T."""
+        if self.plain is not None:
+            return rows.swiglu_back_(gate_up, self.backward(d))
+        rows.run("product_swiglu_back", len(d), *self.shape, d, self.along, gate_up)
+        return gate_up
+
+    def norm(self, x: Tensor, stream: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """`training_rows.norm` of `stream` + x W^T."""
+        if self.plain is not None:
+            return rows.norm(stream, self.forward(x), weight, eps)
+        total, factors = torch.empty_like(stream), torch.empty(len(x))
+        normed = torch.empty(stream.shape, dtype=x.dtype)
+        size = (*x.shape, self.shape[0])
+        rows.run("product_norm", *size, x, self.across, stream, weight, eps, total, normed, factors)
+        return total, normed, factors
+
+    def norm_back(
+        self, d: Tensor, total: Tensor, weight: Tensor, factors: Tensor, dx: Tensor, dweight: Tensor
+    ) -> Tensor:
+        """`training_rows.norm_back` of d W."""
+        if self.plain is not None:
+            return rows.norm_back(self.backward(d), total, weight, factors, dx, dweight)
+        rounded = torch.empty(total.shape, dtype=d.dtype)
+        size = (len(d), *self.shape)
+        rows.run("product_norm_back", *size, d, self.along, total, weight, factors, dx, rounded, dweight)
+        return rounded
+
 
 def _product(x: Tensor, packed: Tensor, columns: int) -> Tensor:
     y = torch.empty(len(x), columns, dtype=torch.bfloat16)
@@ -87,9 +125,7 @@ def outer(d: Tensor, x: Tensor, impl: Implementation, out: Tensor | None = None)
     adds = out is not None
     if out is None:
         out = torch.empty(d.shape[1], x.shape[1])
-    some = max(1024, LAID_OUT // x.shape[1] // 1024 * 1024)
-    panels = torch.empty(min(some, len(x) + 1), x.shape[1], dtype=torch.bfloat16)
-    rows.run("outer", len(x), some, *out.shape, d, x, panels, int(adds), out)
+    rows.run("outer", len(x), *out.shape, d, x, int(adds), out)
     return out
 
 

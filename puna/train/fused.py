@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from puna.kernels import training_rows as rows
 from puna.kernels.attention import WRITTEN_OUT_UP_TO
 from puna.kernels.training_products import Heads, Implementation, Weight, attend, attend_back, chosen, outer
-from puna.model.llama import Attend, Block, Llama, WithinDocuments, rope_frequencies
+from puna.model.llama import Attend, Block, Llama, RMSNorm, WithinDocuments, rope_frequencies
 from puna.model.sizes import LlamaConfig
 
 
@@ -148,12 +148,14 @@ class _Body(torch.autograd.Function):
         shape = (B, T, config.n_heads, config.n_kv_heads, config.head_dim)
         ctx.heads = Heads(shape, rows.turns(rope_frequencies(config), T), positions, starts)
         ctx.model, ctx.tokens, ctx.layers, ctx.impl = model, tokens, [], chosen()
-        total, last = nn.functional.embedding(tokens, anchor.detach()).flatten(0, 1), None
-        for layer, copies in zip(model.layers, model.copies(), strict=True):
-            total, last, kept = _layer(layer, copies, ctx, total, last)
+        norms = [*(layer.attention_norm for layer in model.layers), model.norm]
+        stream = nn.functional.embedding(tokens, anchor.detach()).flatten(0, 1)
+        normed = rows.norm(stream, None, norms[0].weight, norms[0].eps)
+        for layer, copies, following in zip(model.layers, model.copies(), norms[1:], strict=True):
+            normed, kept = _layer(layer, copies, ctx, normed, following)
             if wanted:
                 ctx.layers.append(kept)
-        ctx.total, hidden, ctx.factors = rows.norm(total, last, model.norm.weight, config.norm_eps)
+        ctx.total, hidden, ctx.factors = normed
         return hidden.view(B, T, -1)
 
     @staticmethod
@@ -169,30 +171,32 @@ class _Body(torch.autograd.Function):
         return None, None, None, None, None, None
 
 
-def _layer(layer: Block, c: Copies, ctx, x: Tensor, last: Tensor | None):
-    """One layer on the stream `x` + `last`: the stream after attention, what the feed-forward adds, what is kept."""
-    total1, normed1, factors1 = rows.norm(x, last, layer.attention_norm.weight, layer.attention_norm.eps)
+Normed = tuple[Tensor, Tensor, Tensor]  # the residual stream, its norm, one over its root mean squares
+
+
+def _layer(layer: Block, c: Copies, ctx, normed: Normed, following: RMSNorm) -> tuple[Normed, Kept]:
+    """One layer on the normed stream: the stream behind it, normed for what follows, and what is kept."""
+    total1, normed1, factors1 = normed
     read, attention = attend(c.qkv.forward(normed1), ctx.heads, ctx.impl)
-    total2, normed2, factors2 = rows.norm(total1, c.wo.forward(read), layer.ffn_norm.weight, layer.ffn_norm.eps)
-    gate_up = c.gate_up.forward(normed2)
-    gated = rows.swiglu(gate_up)
+    total2, normed2, factors2 = c.wo.norm(read, total1, layer.ffn_norm.weight, layer.ffn_norm.eps)
+    gate_up, gated = c.gate_up.swiglu(normed2)
     kept = Kept(total1, normed1, factors1, attention, read, total2, normed2, factors2, gate_up, gated)
-    return total2, c.w2.forward(gated), kept
+    return c.w2.norm(gated, total2, following.weight, following.eps), kept
 
 
 def _layer_back(layer: Block, c: Copies, kept: Kept, ctx, d: Tensor, dx: Tensor) -> Tensor:
     """Through one layer: `dx` (float32) is the stream's gradient, `d` the same in bfloat16. Returns the new `d`."""
     qkv, wo, gate_up, w2 = _groups(layer)
     _add(ctx.impl, d, kept.gated, *w2)
-    between = rows.swiglu_back_(kept.gate_up, c.w2.backward(d))
+    between = c.w2.swiglu_back_(d, kept.gate_up)
     _add(ctx.impl, between, kept.normed2, *gate_up)
     weight = layer.ffn_norm.weight
-    d = rows.norm_back(c.gate_up.backward(between), kept.total2, weight, kept.factors2, dx, _grad(weight))
+    d = c.gate_up.norm_back(between, kept.total2, weight, kept.factors2, dx, _grad(weight))
     _add(ctx.impl, d, kept.read, *wo)
     between = attend_back(c.wo.backward(d), kept.attention, ctx.heads, ctx.impl)
     _add(ctx.impl, between, kept.normed1, *qkv)
     weight = layer.attention_norm.weight
-    return rows.norm_back(c.qkv.backward(between), kept.total1, weight, kept.factors1, dx, _grad(weight))
+    return c.qkv.norm_back(between, kept.total1, weight, kept.factors1, dx, _grad(weight))
 
 
 def _add(impl: Implementation, d: Tensor, x: Tensor, *parts: nn.Linear) -> None:

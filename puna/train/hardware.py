@@ -7,15 +7,15 @@ pages of 2 MB: on 4 KB pages, looking addresses up takes a tenth of a step (more
 
 import ctypes
 import functools
+import os
 import platform
 import time
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
-_MOST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _MADV_HUGEPAGE, _LARGE_PAGE = 14, 2 << 20  # Linux
-_AHEAD = 1 << 30  # addresses that the heap takes at a time; memory comes when it is written to
+_LEAST_AHEAD = 1 << 30  # bytes of addresses that the heap takes beforehand; memory comes when it is written to
 
 # bf16 dense peak of accelerators, in FLOP/s, from the vendors' data sheets
 _ACCELERATOR_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
@@ -38,28 +38,23 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
-    libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+    libc.mallopt(_M_MMAP_MAX, 0)  # else blocks of 32 MB and more come from the kernel anew each time
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
     _large_pages(libc)
 
 
 @functools.cache
 def _large_pages(libc: ctypes.CDLL) -> None:
-    """Let the heap grow by a large piece at once, and advise the kernel to use large pages for it. It may decline."""
-    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-    libc.malloc.argtypes, libc.sbrk.argtypes, libc.free.argtypes = (
-        [ctypes.c_size_t],
-        [ctypes.c_ssize_t],
-        [ctypes.c_void_p],
-    )
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.mallopt(_M_TOP_PAD, _AHEAD)
-    before = libc.sbrk(0)
-    grown = libc.malloc(_MOST_MMAP_THRESHOLD // 2)  # by this much and the piece
-    libc.free(grown)
-    first, last = -(-before // _LARGE_PAGE) * _LARGE_PAGE, libc.sbrk(0) // _LARGE_PAGE * _LARGE_PAGE
-    if first < last:
-        libc.madvise(first, last - first, _MADV_HUGEPAGE)
+    """Let the heap grow by half of the machine's memory, if it is promised so much, and ask for large pages there."""
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    ahead = max(_LEAST_AHEAD, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    while ahead >= _LEAST_AHEAD:
+        if grown := libc.malloc(ahead):
+            first, last = -(-grown // _LARGE_PAGE) * _LARGE_PAGE, (grown + ahead) // _LARGE_PAGE * _LARGE_PAGE
+            libc.madvise(first, last - first, _MADV_HUGEPAGE)  # the kernel may decline
+            return libc.free(grown)
+        ahead //= 2
 
 
 @functools.cache

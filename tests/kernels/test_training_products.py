@@ -31,7 +31,6 @@ def test_products_are_those_of_the_rounded_masters(threads, tokens, inputs, part
     x, d = torch.randn(tokens, inputs).to(BRAIN), torch.randn(tokens, sum(parts)).to(BRAIN)
     assert far(weight.forward(x), x.double() @ whole.t()) < 0.003
     assert far(weight.backward(d), d.double() @ whole) < 0.003
-    monkeypatch.setattr(products, "LAID_OUT", 0)  # 1,024 tokens at a time
     gradient = products.outer(d, x, "native")
     expected = d.double().t() @ x.double()
     assert gradient.dtype == torch.float32 and far(gradient, expected) < 1e-5
@@ -99,3 +98,59 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         found.append((weight.forward(x), weight.backward(d), products.outer(d, x, "native")))
     assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tokens, inputs, width", [(1, 16, 16), (77, 48, 80), (301, 2144, 32), (97, 64, 208)])
+def test_what_follows_a_product_at_once_is_what_follows_it_later(threads, tokens, inputs, width, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x = torch.randn(tokens, inputs).to(BRAIN)
+    stream, scale, factors = torch.randn(tokens, width), torch.randn(width), torch.rand(tokens)
+    weight = laid_out(width, inputs)
+    together = weight.norm(x, stream, scale, 1e-5)
+    apart = rows.norm(stream, weight.forward(x), scale, 1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+
+    back = laid_out(inputs, width)
+    found = []
+    for way in ("together", "apart"):
+        dx, dscale = stream.clone(), scale.clone()
+        if way == "together":
+            made = back.norm_back(x, stream, scale, factors, dx, dscale)
+        else:
+            made = rows.norm_back(back.backward(x), stream, scale, factors, dx, dscale)
+        found.append((made, dx, dscale))
+    (made, dx, dscale), (expected, expected_dx, expected_dscale) = found
+    assert torch.equal(made, expected) and torch.equal(dx, expected_dx)
+    assert far(dscale - scale, expected_dscale - scale) < 1e-5  # summed in another order
+
+    wide = laid_out(2 * width, inputs)
+    gate_up, gated = wide.swiglu(x)
+    assert torch.equal(gate_up, wide.forward(x)) and torch.equal(gated, rows.swiglu(gate_up))
+    expected = rows.swiglu_back_(gate_up.clone(), back.backward(x))
+    assert torch.equal(back.swiglu_back_(x, gate_up), expected)
+
+
+def laid_out(outputs: int, inputs: int) -> products.Weight:
+    masters = [torch.randn(outputs, inputs)]
+    return products.Weight.like(masters, "native").refresh(masters)
+
+
+@pytest.mark.parametrize("tokens, outputs, inputs", [(1, 16, 16), (1027, 224, 32), (77, 32, 208), (2500, 304, 144)])
+def test_a_gradient_is_the_same_however_it_is_cut(tokens, outputs, inputs, monkeypatch):
+    x, d = torch.randn(tokens, inputs).to(BRAIN), torch.randn(tokens, outputs).to(BRAIN)
+    found = []
+    for threads in (1, 2, 3, 4, 6):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(products.outer(d, x, "native"))
+    assert far(found[0], d.double().t() @ x.double()) < 1e-5
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_a_heavy_matrix_is_the_same_for_any_number_of_threads(monkeypatch):
+    weight, x = laid_out(2048, 2064), torch.randn(26, 2064).to(BRAIN)  # cut among threads at once, in long sums
+    found = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(weight.forward(x))
+    assert all(torch.equal(found[0], other) for other in found)

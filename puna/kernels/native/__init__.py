@@ -44,7 +44,7 @@ _SOURCES = {"float32": 0, "bfloat16": 1, "float16": 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
 _FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
-_VERSION = 7  # of functions and layouts: `puna_version` in interface.cpp, changed together
+_VERSION = 8  # of functions and layouts: `puna_version` in interface.cpp, changed together
 _SIGNATURES = {
     "puna_version": (c_int, ()),
     "puna_instructions": (c_char_p, ()),
@@ -91,7 +91,11 @@ _SIGNATURES = {
     "puna_train_loss": (None, (c_int, *(c_int64,) * 2, *(c_void_p,) * 3, c_int, c_void_p)),
     "puna_train_pack": (None, (c_int, c_void_p, *(c_int64,) * 4, *(c_void_p,) * 2)),
     "puna_train_product": (None, (c_int, *(c_int64,) * 3, *(c_void_p,) * 3)),
-    "puna_train_outer": (None, (c_int, *(c_int64,) * 4, *(c_void_p,) * 3, c_int, c_void_p)),
+    "puna_train_product_swiglu": (None, (c_int, *(c_int64,) * 3, *(c_void_p,) * 4)),
+    "puna_train_product_swiglu_back": (None, (c_int, *(c_int64,) * 3, *(c_void_p,) * 3)),
+    "puna_train_product_norm": (None, (c_int, *(c_int64,) * 3, *(c_void_p,) * 4, c_float, *(c_void_p,) * 3)),
+    "puna_train_product_norm_back": (None, (c_int, *(c_int64,) * 3, *(c_void_p,) * 8)),
+    "puna_train_outer": (None, (c_int, *(c_int64,) * 3, *(c_void_p,) * 2, c_int, c_void_p)),
     "puna_train_attend": (None, (c_int, *(c_int64,) * 5, *(c_void_p,) * 4, c_float, *(c_void_p,) * 4)),
 }
 

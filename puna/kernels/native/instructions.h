@@ -13,7 +13,7 @@ inline void rotate_head(float* x, const float* turns, int64_t width) { rotate(x,
 
 const puna::TrainingOps training = {
     train_norm, train_norm_back, train_turn, train_softmax, train_softmax_back, train_swiglu, train_swiglu_back, train_loss,
-    train_pack, train_panels, train_product, train_outer, train_attend_scratch, train_attend, train_attend_back,
+    train_pack, train_product, train_outer_scratch, train_outer, train_attend_scratch, train_attend, train_attend_back,
 };
 
 extern const puna::Ops ops;

@@ -242,7 +242,7 @@ bool pack_floats(Team* team, const Matrix& w, int64_t first, int64_t rows, const
 #define API extern "C" __attribute__((visibility("default")))
 
 // Which functions and layouts these are; Python refuses a library that was built from another version of these files.
-API int puna_version() { return 7; }
+API int puna_version() { return 8; }
 
 API const char* puna_instructions() {  // names, best first, one to a line; the first line is the one in use
     static std::string names;

@@ -14,6 +14,7 @@
 #include <algorithm>
 
 #include "simd.h"
+#include "training_ops.h"
 
 namespace PUNA_NAMESPACE {
 
@@ -36,12 +37,29 @@ struct Left {
     Left from(int64_t m, int64_t k) const { return {at + m / TILE_ROWS * next + k * step, row, step, next}; }
 };
 
+// Memory that will be read next, asked for by the tiles before, a line in each step: `lines` columns of `rows` lines that
+// are `stride` bytes apart. The second cache has it when its turn comes, and the memory has work meanwhile.
+struct Ahead {
+    const char* at = nullptr;
+    int64_t stride = 0, rows = 0, lines = 0;
+    int64_t row = 0, line = 0;
+
+    static Ahead of(const void* at, int64_t bytes) { return {(const char*)at, 64, bytes / 64, 1}; }
+    // Where the next tile begins, which goes on for so many steps; null if all is asked for. It may go beyond the last row.
+    const char* next(int64_t steps) {
+        if (line >= lines) return nullptr;
+        const char* from = at + row * stride + line * 64;
+        if ((row += steps) >= rows) row = 0, line++;
+        return from;
+    }
+};
+
 enum Put { ROUND, STORE, ADD };  // sums become bfloat16, float32, or are added to float32
 
-// rows M, columns 16 V; out has `stride` numbers a row
-template <Put PUT, int M, int V>
+// rows M, columns 16 V; out has `stride` numbers a row; with MORE, a line is asked for in each step
+template <Put PUT, int M, int V, bool MORE = false>
 __attribute__((noinline)) void tile(Left left, const uint32_t* right, int64_t width, int64_t steps, void* out,
-                                    int64_t stride) {
+                                    int64_t stride, const char* more, int64_t apart) {
     F sums[M][V];
     const uint32_t* three[(M + 2) / 3];  // addresses of three rows each: as many as the processor's addressing reaches
 #pragma GCC unroll 32  // whatever is not unrolled would keep the sums in memory
@@ -58,6 +76,7 @@ __attribute__((noinline)) void tile(Left left, const uint32_t* right, int64_t wi
             for (int v = 0; v < V; v++) sums[m][v] = dot_brain(sums[m][v], columns[v], pair);
         }
         for (int i = 0; i < (M + 2) / 3; i++) three[i] += left.step;
+        if constexpr (MORE) __builtin_prefetch(more, 0, 2), more += apart;
     }
 #pragma GCC unroll 32
     for (int i = 0; i < M * V; i++) {
@@ -69,49 +88,84 @@ __attribute__((noinline)) void tile(Left left, const uint32_t* right, int64_t wi
     }
 }
 
-using Tile = void (*)(Left, const uint32_t*, int64_t, int64_t, void*, int64_t);
+using Tile = void (*)(Left, const uint32_t*, int64_t, int64_t, void*, int64_t, const char*, int64_t);
 
 template <Put PUT, int M = TILE_ROWS>
-Tile tile_of(int64_t rows, int64_t columns) {
+Tile tile_of(int64_t rows, int64_t columns, bool more = false) {
     if constexpr (M > 1)
         if (rows < M) return tile_of<PUT, M - 1>(rows, columns);
+    if constexpr (M == TILE_ROWS)
+        if (more && columns >= 64) return tile<PUT, M, 4, true>;
     return columns >= 64 ? tile<PUT, M, 4> : columns >= 48 ? tile<PUT, M, 3> : columns >= 32 ? tile<PUT, M, 2> : tile<PUT, M, 1>;
 }
 
 inline int64_t panel_width(int64_t columns, int64_t first) { return std::min(PANEL, columns - first); }
 
 // out (rows, columns) from `steps` pairs; `stored` pairs are in a whole column of `right`, of which these begin at `from`.
+// Meanwhile `ahead` is asked for, or else each next panel.
 template <Put PUT>
 void block(Left left, int64_t rows, const uint32_t* right, int64_t columns, int64_t stored, int64_t from, int64_t steps,
-           void* out, int64_t stride) {
+           void* out, int64_t stride, Ahead* ahead = nullptr) {
     constexpr int64_t size = PUT == ROUND ? 2 : 4;
     for (int64_t c = 0; c < columns; c += PANEL) {
-        const int64_t width = panel_width(columns, c);
+        const int64_t width = panel_width(columns, c), after = c + PANEL;
         const uint32_t* panel = right + c * stored + from * width;
-        for (int64_t m = 0; m < rows; m += TILE_ROWS)
-            tile_of<PUT>(rows - m, width)(left.from(m, 0), panel, width, steps, (char*)out + (m * stride + c) * size, stride);
+        Ahead panels;
+        if (after < columns) {
+            const int64_t next = panel_width(columns, after);
+            panels = Ahead::of(right + after * stored + from * next, steps * next * 4);
+        }
+        Ahead& wanted = ahead ? *ahead : panels;
+        for (int64_t m = 0; m < rows; m += TILE_ROWS) {
+            const char* more = rows - m >= TILE_ROWS ? wanted.next(steps) : nullptr;
+            tile_of<PUT>(rows - m, width, more)(left.from(m, 0), panel, width, steps, (char*)out + (m * stride + c) * size, stride,
+                                                more, wanted.stride);
+        }
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------- laying out
 
-// Row 2k of x and the next, which there may not be, between each other: n pairs.
+// Sixteen, or eight, numbers of one row and of the next between each other; without a next, zeros.
+#if defined(PUNA_AVX512)
+INLINE I pairs(const uint16_t* even, const uint16_t* odd) {
+    const I e = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)even));
+    if (!odd) return e;
+    return _mm512_or_si512(e, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)odd)), 16));
+}
+INLINE void eight_pairs(const uint16_t* even, const uint16_t* odd, uint32_t* out) {
+    const __m128i e = _mm_loadu_si128((const __m128i*)even), o = _mm_loadu_si128((const __m128i*)odd);
+    _mm_storeu_si128((__m128i*)out, _mm_unpacklo_epi16(e, o));
+    _mm_storeu_si128((__m128i*)out + 1, _mm_unpackhi_epi16(e, o));
+}
+#else
+INLINE I pairs(const uint16_t* even, const uint16_t* odd) {
+    uint32_t out[16];
+    for (int i = 0; i < 16; i++) out[i] = even[i] | (odd ? (uint32_t)odd[i] << 16 : 0);
+    return iload(out);
+}
+INLINE void eight_pairs(const uint16_t* even, const uint16_t* odd, uint32_t* out) {
+    for (int i = 0; i < 8; i++) out[i] = even[i] | (uint32_t)odd[i] << 16;
+}
+#endif
+
+// Row 2k of x and the next, which there may not be, between each other: n pairs, whole lanes.
 INLINE void interleave(const uint16_t* x, int64_t stride, int64_t k, int64_t rows, int64_t n, uint32_t* out) {
-    const uint16_t *even = x + 2 * k * stride, *odd = even + stride;
-    if (2 * k + 1 < rows)
-        for (int64_t i = 0; i < n; i++) out[i] = even[i] | (uint32_t)odd[i] << 16;
-    else
-        for (int64_t i = 0; i < n; i++) out[i] = even[i];
+    const uint16_t *even = x + 2 * k * stride, *odd = 2 * k + 1 < rows ? even + stride : nullptr;
+    for (int64_t i = 0; i < n; i += 16) istore(out + i, pairs(even + i, odd ? odd + i : nullptr));
 }
 
-// The same as a left: the pairs of a tile's columns together, `next` apart from the next tile's. A whole vector is stored
+// The same as a left: the pairs of a tile's columns together, `next` apart from the next tile's. Eight pairs are stored
 // for each tile, and what is too much is overwritten by the next pair or falls between tiles.
 INLINE void interleave_tiles(const uint16_t* x, int64_t stride, int64_t k, int64_t rows, int64_t n, uint32_t* out, int64_t next) {
+    const uint16_t *even = x + 2 * k * stride, *odd = 2 * k + 1 < rows ? even + stride : nullptr;
     out += k * TILE_ROWS;
-    for (int64_t c = 0; c < n; c += TILE_ROWS, out += next) {
-        if (n - c >= 16) interleave(x + c, stride, k, rows, 16, out);
-        else interleave(x + c, stride, k, rows, std::min<int64_t>(TILE_ROWS, n - c), out);
-    }
+    int64_t c = 0;
+    if (odd)
+        for (; c + 8 <= n; c += TILE_ROWS, out += next) eight_pairs(even + c, odd + c, out);
+    for (; c < n; c += TILE_ROWS, out += next)
+        for (int64_t i = 0; i < std::min<int64_t>(TILE_ROWS, n - c); i++)
+            out[i] = even[c + i] | (odd ? (uint32_t)odd[c + i] << 16 : 0);
 }
 
 constexpr int64_t tile_apart(int64_t steps) { return steps * TILE_ROWS + 16; }
@@ -122,14 +176,19 @@ INLINE void soon(const uint16_t* x, int64_t stride, int64_t r, int64_t rows, int
     for (int64_t i = 0; i < n; i += 32) __builtin_prefetch(x + r * stride + i);
 }
 
+constexpr int64_t TOGETHER = 16;  // pairs of rows
+
 // x (rows, columns), `stride` numbers a row, as the right of a product that sums over its rows; pairs [first, last).
 inline void train_panels(const uint16_t* x, int64_t stride, int64_t rows, int64_t columns, int64_t first, int64_t last,
                          uint32_t* out) {
     const int64_t steps = (rows + 1) / 2;
-    for (int64_t k = first; k < last; k++)
+    for (int64_t from = first; from < last; from += TOGETHER)  // so many in a panel, then as many in the next
         for (int64_t c = 0; c < columns; c += PANEL) {
-            const int64_t width = panel_width(columns, c);
-            interleave(x + c, stride, k, rows, width, out + c * steps + k * width);
+            const int64_t width = panel_width(columns, c), to = std::min(last, from + TOGETHER);
+            for (int64_t k = from; k < to; k++) {
+                for (int64_t r : {0, 1}) soon(x + c, stride, 2 * (k + TOGETHER) + r, rows, width);
+                interleave(x + c, stride, k, rows, width, out + c * steps + k * width);
+            }
         }
 }
 
@@ -163,7 +222,7 @@ inline void train_pack(const float* w, int64_t row, int64_t rows, int64_t n, uin
 // ------------------------------------------------------------------------------------------------------------ products
 
 constexpr int64_t DEEP = 1024;       // pairs: 256 KB of a panel; longer sums are taken in parts, in float32
-constexpr int64_t OUTER_DEEP = 512;  // pairs of tokens
+constexpr int64_t OUTER_DEEP = 512, OUTER_ROWS = 96;  // pairs of tokens; rows, which are whole lines of d
 
 // y (rows, columns) bfloat16 = x (rows, 2 steps) times a packed matrix. `scratch`: rows * columns float32 if it is deep.
 inline void train_product(const uint16_t* x, int64_t rows, int64_t steps, const uint32_t* packed, int64_t columns,
@@ -178,20 +237,36 @@ inline void train_product(const uint16_t* x, int64_t rows, int64_t steps, const 
     for (int64_t i = 0; i < rows * columns; i += 16) store_brain(y + i, load(scratch + i));
 }
 
-// Rows [first, last) of out (all, columns) float32 = d^T x, or are added to; d (tokens, all) as it lies, x as panels.
-// `scratch` has room for (OUTER_DEEP + 16) * (last - first + TILE_ROWS) pairs.
-inline void train_outer(const uint16_t* d, int64_t tokens, int64_t all, const uint32_t* x, int64_t columns, int64_t first,
-                        int64_t last, bool add_to, float* out, uint32_t* scratch) {
-    const int64_t rows = last - first, steps = (tokens + 1) / 2;
-    for (int64_t k = 0; k < steps; k += OUTER_DEEP) {
-        const int64_t some = std::min(OUTER_DEEP, steps - k);
-        for (int64_t i = 0; i < some; i++) {
-            for (int64_t r : {0, 1}) soon(d + first, all, 2 * (k + i) + AHEAD + r, tokens, rows);
-            interleave_tiles(d + first + 2 * k * all, all, i, tokens - 2 * k, rows, scratch, tile_apart(some));
+// Numbers of float32 room that `train_outer` needs for a part of `columns` columns.
+inline int64_t train_outer_scratch(int64_t columns) { return OUTER_DEEP * columns + tile_apart(OUTER_DEEP) * (OUTER_ROWS / TILE_ROWS + 1); }
+
+// A part of out (rows, columns) float32 = d^T x, or added to it: of d (tokens, rows) and x (tokens, columns). Both are laid
+// out here, for this part alone: what another processor laid out would have to be fetched from its caches.
+inline void train_outer(const uint16_t* d, const uint16_t* x, int64_t tokens, const puna::OuterPart& part, bool add_to,
+                        float* out, uint32_t* scratch) {
+    const auto [rows, columns, first, last, left_most, right_most] = part;
+    const int64_t steps = (tokens + 1) / 2, wide = right_most - left_most;
+    // As deep as leaves the panels in the second cache; the same for all parts, as sums must be.
+    const int64_t deep = std::clamp<int64_t>((1 << 17) / std::min(rows, columns) / TOGETHER * TOGETHER, 128, OUTER_DEEP);
+    uint32_t *panels = scratch, *tiles = scratch + deep * wide;
+    for (int64_t k = 0; k < steps; k += deep) {
+        const int64_t some = std::min(deep, steps - k), left = tokens - 2 * k;
+        const uint16_t *ds = d + 2 * k * rows, *xs = x + 2 * k * columns + left_most;
+        train_panels(xs, columns, std::min(2 * some, left), wide, 0, some, panels);
+        for (int64_t m = first; m < last; m += OUTER_ROWS) {
+            const int64_t n = std::min(OUTER_ROWS, last - m);
+            for (int64_t i = 0; i < some; i++) {
+                for (int64_t r : {0, 1}) soon(ds + m, rows, 2 * i + AHEAD + r, left, n);
+                interleave_tiles(ds + m, rows, i, left, n, tiles, tile_apart(some));
+            }
+            Ahead ahead;  // the next rows' numbers; behind the last, the next tokens'
+            if (m + OUTER_ROWS < last) ahead = {(const char*)(ds + m + OUTER_ROWS), 2 * rows, std::min(2 * some, left), 3};
+            else if (2 * some < left) ahead = {(const char*)(xs + 2 * some * columns), 2 * columns, std::min(2 * some, left - 2 * some), wide / 32};
+            const Left across = Left::across(tiles, tile_apart(some));
+            float* to = out + m * columns + left_most;
+            if (k == 0 && !add_to) block<STORE>(across, n, panels, wide, some, 0, some, to, columns, &ahead);
+            else block<ADD>(across, n, panels, wide, some, 0, some, to, columns, &ahead);
         }
-        const Left left = Left::across(scratch, tile_apart(some));
-        if (k == 0 && !add_to) block<STORE>(left, rows, x, columns, steps, k, some, out + first * columns, columns);
-        else block<ADD>(left, rows, x, columns, steps, k, some, out + first * columns, columns);
     }
 }
 

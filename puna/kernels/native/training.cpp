@@ -69,6 +69,36 @@ T* scratch(int64_t n) {
 
 constexpr int64_t UNIT = 6;  // rows of a tile (products.h)
 
+// Where part i of n equal parts of so many rows or columns begins; lines of 32 are not cut.
+int64_t cut(int64_t all, int64_t n, int64_t i) { return i == n ? all : all * i / n / 32 * 32; }
+
+// Parts of a matrix for so many threads, down and across, in which the least is laid out twice.
+std::pair<int64_t, int64_t> grid(int64_t threads, int64_t rows, int64_t columns) {
+    int64_t best = threads;
+    for (int64_t down = threads; down > 0; down--)
+        if (threads % down == 0 && rows / down + columns * down / threads < rows / best + columns * best / threads) best = down;
+    return {best, threads / best};
+}
+
+constexpr int64_t HEAVY = 1 << 22;  // numbers of a matrix that should be read as seldom as possible
+
+// y (rows, columns) = x (rows, n) times a packed matrix, `then(first, last, y of these rows)` while they are in the cache.
+// Without y they are nowhere else. Rows are shared out in multiples of `unit`.
+template <typename Then>
+void multiply(int threads, int64_t rows, int64_t n, int64_t columns, const uint16_t* x, const uint32_t* packed, uint16_t* y,
+              int64_t unit, Then then) {
+    int64_t piece = n <= 2048 ? 16 * UNIT : 8 * UNIT;
+    if (n * columns > HEAVY) piece = unit = std::max(unit, ((rows + threads - 1) / threads + unit - 1) / unit * unit);
+    share(threads, rows, [&](int64_t first, int64_t last, int) {
+        const int64_t count = (last - first) * columns;
+        const int64_t sums = n > 2048 ? count : 0;  // products of longer sums need them (products.h, DEEP)
+        float* room = scratch<float>(sums + (y ? 0 : count / 2));
+        uint16_t* made = y ? y + first * columns : (uint16_t*)(room + sums);
+        ops().product(x + first * n, last - first, n / 2, packed, columns, made, room);
+        then(first, last, made);
+    }, piece, unit);
+}
+
 }  // namespace
 
 #define API extern "C" __attribute__((visibility("default")))
@@ -185,27 +215,61 @@ API void puna_train_pack(int threads, const float* w, int64_t first, int64_t par
 // y (rows, columns) = x (rows, n) times a packed matrix
 API void puna_train_product(int threads, int64_t rows, int64_t n, int64_t columns, const uint16_t* x, const uint32_t* packed,
                             uint16_t* y) {
-    const int64_t piece = n <= 2048 ? 16 * UNIT : 8 * UNIT;
-    share(threads, rows, [&](int64_t first, int64_t last, int) {
-        ops().product(x + first * n, last - first, n / 2, packed, columns, y + first * columns,
-                      scratch<float>((last - first) * columns));
-    }, piece, 2 * UNIT);
+    multiply(threads, rows, n, columns, x, packed, y, 2 * UNIT, [](int64_t, int64_t, uint16_t*) {});
 }
 
-// out (rows, columns) float32 = d^T x, or is added to; d (tokens, rows), x (tokens, columns), `panels` room for `some` tokens
-API void puna_train_outer(int threads, int64_t tokens, int64_t some, int64_t rows, int64_t columns, const uint16_t* d,
-                          const uint16_t* x, uint32_t* panels, int add_to, float* out) {
-    const int64_t unit = rows < 1024 ? UNIT : 16 * UNIT;  // 16 units of rows are whole lines of d
-    for (int64_t begin = 0; begin < tokens; begin += some, d += some * rows, x += some * columns) {
-        const int64_t n = std::min(some, tokens - begin);
-        share(threads, (n + 1) / 2, [&](int64_t first, int64_t last, int) {
-            ops().panels(x, columns, n, columns, first, last, panels);
-        });
-        share(threads, rows, [&](int64_t first, int64_t last, int) {
-            ops().outer(d, n, rows, panels, columns, first, last, add_to || begin, out,
-                        scratch<uint32_t>((512 + 16) * (last - first + UNIT)));
-        }, std::max(8 * UNIT, unit), unit);
-    }
+// gate_up (rows, 2 f) = x (rows, n) times a packed matrix; gated (rows, f) from it
+API void puna_train_product_swiglu(int threads, int64_t rows, int64_t n, int64_t f, const uint16_t* x, const uint32_t* packed,
+                                   uint16_t* gate_up, uint16_t* gated) {
+    multiply(threads, rows, n, 2 * f, x, packed, gate_up, 2 * UNIT, [&](int64_t first, int64_t last, uint16_t* made) {
+        for (int64_t r = first; r < last; r++) ops().swiglu(made + (r - first) * 2 * f, f, gated + r * f);
+    });
+}
+
+// gate_up (rows, 2 f) becomes its gradient, for that of gated, which is d (rows, n) times a packed matrix
+API void puna_train_product_swiglu_back(int threads, int64_t rows, int64_t n, int64_t f, const uint16_t* d,
+                                        const uint32_t* packed, uint16_t* gate_up) {
+    multiply(threads, rows, n, f, d, packed, nullptr, 2 * UNIT, [&](int64_t first, int64_t last, uint16_t* made) {
+        for (int64_t r = first; r < last; r++) ops().swiglu_back(gate_up + r * 2 * f, made + (r - first) * f, f);
+    });
+}
+
+// `puna_train_norm` with delta = x (rows, n) times a packed matrix
+API void puna_train_product_norm(int threads, int64_t rows, int64_t n, int64_t width, const uint16_t* x, const uint32_t* packed,
+                                 const float* stream, const float* weight, float eps, float* total, uint16_t* normed,
+                                 float* factors) {
+    multiply(threads, rows, n, width, x, packed, nullptr, 2 * UNIT, [&](int64_t first, int64_t last, uint16_t* made) {
+        for (int64_t r = first; r < last; r++)
+            factors[r] = ops().norm(stream + r * width, made + (r - first) * width, weight, eps, width, total + r * width,
+                                    normed + r * width);
+    });
+}
+
+// `puna_train_norm_back` of d (rows, n) times a packed matrix
+API void puna_train_product_norm_back(int threads, int64_t rows, int64_t n, int64_t width, const uint16_t* d,
+                                      const uint32_t* packed, const float* total, const float* weight, const float* factors,
+                                      float* dx, uint16_t* dx_brain, float* dweight) {
+    const int64_t piece = 8 * UNIT;  // for each a sum, so that none depends on who computes what
+    std::vector<float> sums((rows + piece - 1) / piece * width, 0.0f);
+    multiply(threads, rows, n, width, d, packed, nullptr, piece, [&](int64_t first, int64_t last, uint16_t* made) {
+        for (int64_t r = first; r < last; r++)
+            ops().norm_back(made + (r - first) * width, total + r * width, weight, factors[r], width, dx + r * width,
+                            dx_brain + r * width, &sums[r / piece * width]);
+    });
+    for (size_t i = 0; i < sums.size(); i++) dweight[i % width] += sums[i];
+}
+
+// out (rows, columns) float32 = d^T x, or is added to; d (tokens, rows), x (tokens, columns)
+API void puna_train_outer(int threads, int64_t tokens, int64_t rows, int64_t columns, const uint16_t* d, const uint16_t* x,
+                          int add_to, float* out) {
+    const auto [down, across] = grid(threads, rows, columns);
+    share(threads, down * across, [&, down = down, across = across](int64_t part, int64_t end, int) {
+        for (; part < end; part++) {
+            const int64_t r = part / across, c = part % across;
+            const OuterPart mine{rows, columns, cut(rows, down, r), cut(rows, down, r + 1), cut(columns, across, c), cut(columns, across, c + 1)};
+            ops().outer(d, x, tokens, mine, add_to, out, scratch<uint32_t>(ops().outer_scratch(mine.right - mine.left)));
+        }
+    }, 1);
 }
 
 // read (B T, H E) and logs (B, H, T) from qkv (B T, (H + 2 K) E); or, with d (B T, H E), dqkv from all of them

@@ -61,7 +61,7 @@ inline void scores(Left left, int64_t t, int64_t n, const int64_t* starts, const
             const int64_t rows = std::min<int64_t>(TILE_ROWS, n - m);
             const Span span(starts, t + m, rows);
             if (c < span.lo || c >= span.hi) continue;
-            tile_of<STORE>(rows, span.hi - c)(left.from(m, 0), panels + c * steps, panel_width(T, c), steps, out + m * T + c, T);
+            tile_of<STORE>(rows, span.hi - c)(left.from(m, 0), panels + c * steps, panel_width(T, c), steps, out + m * T + c, T, nullptr, 0);
         }
 }
 

@@ -14,6 +14,11 @@ struct AttentionShape {
     float factor;  // of scores
 };
 
+// Rows [first, last) and columns [left, right) of a matrix (rows, columns).
+struct OuterPart {
+    int64_t rows, columns, first, last, left, right;
+};
+
 struct TrainingOps {
     // total = x + delta (x alone if delta is null); normed = total / rms(total) * weight; returns 1 / rms(total).
     float (*norm)(const float* x, const uint16_t* delta, const float* weight, float eps, int64_t n, float* total,
@@ -35,12 +40,11 @@ struct TrainingOps {
     float (*loss)(uint16_t* x, int64_t n, int64_t target, float weight, bool gradient);
     // Matrix products; `products.h` says what is laid out how.
     void (*pack)(const float* w, int64_t row, int64_t rows, int64_t n, uint32_t* across, uint32_t* along, uint16_t* scratch);
-    void (*panels)(const uint16_t* x, int64_t stride, int64_t rows, int64_t columns, int64_t first, int64_t last,
-                   uint32_t* out);
     void (*product)(const uint16_t* x, int64_t rows, int64_t steps, const uint32_t* packed, int64_t columns, uint16_t* y,
                     float* scratch);
-    void (*outer)(const uint16_t* d, int64_t tokens, int64_t all, const uint32_t* x, int64_t columns, int64_t first,
-                  int64_t last, bool add_to, float* out, uint32_t* scratch);
+    int64_t (*outer_scratch)(int64_t columns);  // numbers
+    void (*outer)(const uint16_t* d, const uint16_t* x, int64_t tokens, const OuterPart& part, bool add_to, float* out,
+                  uint32_t* scratch);
     // Attention of one sequence and key/value head `kv`, and its gradient; `training_attention.h`.
     int64_t (*attend_scratch)(int64_t T, int64_t E);  // bytes
     void (*attend)(const AttentionShape& shape, int64_t kv, const uint16_t* qkv, uint16_t* read, float* logs, char* scratch);
