@@ -102,7 +102,7 @@ Tile tile_of(int64_t rows, int64_t columns, bool more = false) {
 inline int64_t panel_width(int64_t columns, int64_t first) { return std::min(PANEL, columns - first); }
 
 // out (rows, columns) from `steps` pairs; `stored` pairs are in a whole column of `right`, of which these begin at `from`.
-// Meanwhile `ahead` is asked for, or else each next panel.
+// Meanwhile `ahead` is asked for, or else the left's other rows and then each next panel.
 template <Put PUT>
 void block(Left left, int64_t rows, const uint32_t* right, int64_t columns, int64_t stored, int64_t from, int64_t steps,
            void* out, int64_t stride, Ahead* ahead = nullptr) {
@@ -110,13 +110,15 @@ void block(Left left, int64_t rows, const uint32_t* right, int64_t columns, int6
     for (int64_t c = 0; c < columns; c += PANEL) {
         const int64_t width = panel_width(columns, c), after = c + PANEL;
         const uint32_t* panel = right + c * stored + from * width;
-        Ahead panels;
+        Ahead rest, panels;
+        if (c == 0 && left.step == 1 && rows > TILE_ROWS)
+            rest = Ahead::of(left.at + TILE_ROWS * left.row, (rows - TILE_ROWS) * left.row * 4);
         if (after < columns) {
             const int64_t next = panel_width(columns, after);
             panels = Ahead::of(right + after * stored + from * next, steps * next * 4);
         }
-        Ahead& wanted = ahead ? *ahead : panels;
         for (int64_t m = 0; m < rows; m += TILE_ROWS) {
+            Ahead& wanted = ahead ? *ahead : rest.line < rest.lines ? rest : panels;
             const char* more = rows - m >= TILE_ROWS ? wanted.next(steps) : nullptr;
             tile_of<PUT>(rows - m, width, more)(left.from(m, 0), panel, width, steps, (char*)out + (m * stride + c) * size, stride,
                                                 more, wanted.stride);
