@@ -243,7 +243,7 @@ inline void train_product(const uint16_t* x, int64_t rows, int64_t steps, const 
 inline int64_t train_outer_scratch(int64_t columns) { return OUTER_DEEP * columns + tile_apart(OUTER_DEEP) * (OUTER_ROWS / TILE_ROWS + 1); }
 
 // A part of out (rows, columns) float32 = d^T x, or added to it: of d (tokens, rows) and x (tokens, columns). Both are laid
-// out here, for this part alone: what another processor laid out would have to be fetched from its caches.
+// out here, for this part alone: sharing what is laid out among threads was slower.
 inline void train_outer(const uint16_t* d, const uint16_t* x, int64_t tokens, const puna::OuterPart& part, bool add_to,
                         float* out, uint32_t* scratch) {
     const auto [rows, columns, first, last, left_most, right_most] = part;
