@@ -8,13 +8,15 @@ own 4 and 8 bits: all files hold the same model, no quantiser has to search, and
     bf16.gguf     BF16
     q8_0.gguf     Q8_0, embedding and output too
     q4_0.gguf     Q4_0, embedding and output Q6_K, as llama.cpp's own quantiser has it
-    int8, int4    our quantised folders, groups of 32; embedding and output 8 bits. 8-bit codes use their whole range, as
-                  a quantiser's do: 16 * code with base * s / 16
+    int8, int4    our quantised folders, laid out, groups of 32; embedding and output 8 bits. 8-bit codes use their whole
+                  range, as a quantiser's do: 16 * code with base * s / 16
 """
 
 import dataclasses
+import shutil
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,9 +33,9 @@ from puna.model.gguf.write import KINDS, settings_of
 from puna.model.sizes import SIZES, LlamaConfig
 from puna.model.tensorfile import TensorFile
 from puna.model.tensorwriter import write_tensors
-from puna.quant.forms import Form, QuantConfig, part_names, part_shapes
-from puna.quant.groups import pack4, pack6
-from puna.quant.parts import part_dtypes
+from puna.quant.forms import Form, QuantConfig
+from puna.quant.groups import Packed, pack4, pack6
+from puna.quant.layout import is_split, laid_name, laid_shape, lay
 
 SHAPES = {"1b": SIZES["llama-3.2-1b"], "8b": SIZES["llama-3.1-8b"], "tiny": SIZES["llama-3.2-1b"]}
 GROUP = 32
@@ -51,12 +53,17 @@ def shape(name: str) -> LlamaConfig:
 
 def write(config: LlamaConfig, form: str, out: Path) -> None:
     """Write the model of `config` as `form` to `out`; nothing if it is there."""
-    if (out / CONFIG).is_file() or out.is_file():
+    if out.is_file() or ((out / CONFIG).is_file() and (form == "hf" or _is_laid(out))):
         return
     if form.endswith(".gguf"):
         _write_gguf(config, form.removesuffix(".gguf").upper(), out)
     else:
         _write_folder(config, form, out)
+
+
+def _is_laid(folder: Path) -> bool:
+    with TensorFile(folder / WEIGHTS) as file:
+        return any(name.endswith(".laid") for name in file.entries)
 
 
 def read_per_token(path: Path) -> int:
@@ -165,30 +172,29 @@ def _write_folder(config: LlamaConfig, form: str, out: Path) -> None:
             tensors[theirs] = (kind, size, lambda size=size: torch.ones(size))
         elif quant is None:
             matrix = Rows(name, size)
-            tensors[theirs] = (torch.bfloat16, size, lambda matrix=matrix: _ordered(config, matrix, 16)[0])
+            tensors[theirs] = (torch.bfloat16, size, partial(_ordered, config, matrix))
         else:
-            tensors |= _parts(config, Rows(name, size), quant.form_of(name))
+            made = quant.form_of(name)
+            tensors[laid_name(theirs)] = (torch.uint8, laid_shape(size, made), partial(_laid, config, name, size, made))
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    write_folder(config, None, partial, torch.bfloat16, {QUANTISED: to_json(quant)} if quant else None)
-    write_tensors(partial / WEIGHTS, tensors, {"format": "pt"})
-    partial.rename(out)
+    unfinished = out.with_name(f".{out.name}.partial")
+    write_folder(config, None, unfinished, torch.bfloat16, {QUANTISED: to_json(quant)} if quant else None)
+    write_tensors(unfinished / WEIGHTS, tensors, {"format": "pt"})
+    shutil.rmtree(out, ignore_errors=True)  # of an older form
+    unfinished.rename(out)
 
 
-def _parts(config: LlamaConfig, matrix: Rows, form: Form) -> dict:
-    name, bits = hf_name(matrix.name), form.bits
-    sizes, kinds = part_shapes(name, matrix.size, form), part_dtypes(name, matrix.size, form)
-    return {
-        part: (kinds[part], sizes[part], lambda which=which: _ordered(config, matrix, bits)[which])
-        for which, part in enumerate(part_names(name, form))
-    }
+def _laid(config: LlamaConfig, name: str, size: tuple[int, int], form: Form) -> Tensor:
+    """The matrix as codes, as the kernels read them."""
+    matrix = Rows(name, size)
+    codes, scales = zip(
+        *((PACK[form.bits](c), s.half() * (matrix.base * SHARE.get(form.bits, 1))) for c, s in matrix.pieces())
+    )
+    packed = Packed(torch.cat(codes), torch.cat(scales), size[1], form.bits, GROUP)
+    return lay(packed, split=is_split(name, form, config.tied))
 
 
-def _ordered(config: LlamaConfig, matrix: Rows, bits: int) -> tuple[Tensor, Tensor]:
-    """The matrix in Hugging Face's order of rows: numbers or codes, and scales."""
-    codes, scales = [], []
-    for piece, s in matrix.pieces():
-        codes.append(matrix.numbers(piece, s) if bits == 16 else PACK[bits](piece))
-        scales.append(s.half() * (matrix.base * SHARE.get(bits, 1)))
-    parts = torch.cat(codes), torch.cat(scales)
-    return tuple(to_hf_rows(part, config.head_dim) for part in parts) if is_rotary(matrix.name) else parts
+def _ordered(config: LlamaConfig, matrix: Rows) -> Tensor:
+    """The matrix's numbers in Hugging Face's order of rows."""
+    numbers = torch.cat([matrix.numbers(codes, scales) for codes, scales in matrix.pieces()])
+    return to_hf_rows(numbers, config.head_dim) if is_rotary(matrix.name) else numbers

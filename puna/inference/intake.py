@@ -3,7 +3,7 @@
 Whatever the format, each matrix comes as numbers or as codes with scales, in Meta's row order:
 
     Hugging Face, Meta       numbers, kept in bfloat16 or float32 as is asked
-    our quantised folders    their codes
+    our quantised folders    laid out as they are read: the file's own pages, nothing is moved; else their codes
     GGUF                     its blocks as codes (`quant/gguf.py`); F32, F16, BF16 as numbers
 
 Numbers are converted when `dtype` differs from how they are stored; codes are computed with as they are. bfloat16 is kept
@@ -29,6 +29,7 @@ from puna.model.rope import rope_frequencies
 from puna.model.sizes import LlamaConfig
 from puna.model.weights import Weights
 from puna.quant.forms import UNQUANTISED
+from puna.quant.layout import LAYOUT
 from puna.quant.stored import QuantisedFile
 
 if TYPE_CHECKING:
@@ -204,11 +205,17 @@ class _Quantised:
         return self._file.files.numbers(hf_name(name))
 
     def matrix(self, name: str, team: native.Borrowed, *, split: bool = False) -> native.Matrix:
+        rows, columns = self.config.shapes()[name]
+        if (laid := self._file.laid(name)) is not None:
+            if native.layout() != LAYOUT:
+                return _take(self._file.weight(name), team, self.numbers, split)
+            form, place = self._file.quant.form_of(name), self._file.files.place(laid)
+            kind = _codes(form.bits, self._file.split(name))
+            return native.Matrix(kind, rows, columns, form.group_size, form.offset, laid=place)
         form, parts = self._file.parts(name)
         if form.bits == UNQUANTISED or form.group_size % 16:
             return _take(self._file.weight(name), team, self.numbers, split)
         stored = [_stored(self._file.files, name, part, self.config) for part in parts]
-        rows, columns = self.config.shapes()[name]
         made = native.Matrix(_codes(form.bits, split, form.offset), rows, columns, form.group_size, len(parts) > 2)
         return made.codes(team, *stored)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from puna.artifacts import replacing
 from puna.model.dtypes import NAMES
 
-_ALIGNMENT = 8
+_LINE = 64  # bytes
 
 # A tensor to be written: its type and shape are known now, its values are made when it is their turn.
 Pending = tuple[torch.dtype, tuple[int, ...], Callable[[], Tensor]]
@@ -21,7 +21,8 @@ Pending = tuple[torch.dtype, tuple[int, ...], Callable[[], Tensor]]
 def write_tensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, atomically; equal tensors and metadata give equal bytes.
 
-    Wider types come first, then names in order, so that every tensor is aligned to its type.
+    Tensors of whole lines of 64 bytes come first, so that all of them begin at one, then wider types, so that every tensor
+    is aligned to its type, and names in order.
     """
     order, text = _header({name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}, metadata)
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -44,16 +45,17 @@ def _header(
     tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[list[str], bytes]:
     """The order of the tensors, and the header."""
-    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in tensors.items()}
+    order = sorted(tensors, key=lambda name: (sizes[name] % _LINE != 0, -tensors[name][0].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for name in order:
         dtype, shape = tensors[name]
-        end = offset + math.prod(shape) * dtype.itemsize
+        end = offset + sizes[name]
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    return order, text + b" " * (-len(text) % _ALIGNMENT)
+    return order, text + b" " * (-(8 + len(text)) % _LINE)
 
 
 def pending(tensor: Tensor, dtype: torch.dtype | None = None) -> Pending:

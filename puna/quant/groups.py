@@ -18,7 +18,7 @@ The error may be weighted by the `importance` of each column: the mean square of
 is not known, an error at 4 bits without offsets counts u = |w| + mean |w| of its group: what is large is multiplied with
 what is large more often than not.
 
-On disk and in memory:
+In memory, and on disk where it is not laid out for the kernels (`layout.py`):
 
     codes     (rows, columns)      int8; at 4 bits (rows, columns / 2) uint8, column 2i in the low half, 2i+1 in the high;
                                    at 6 bits (rows, columns * 12 / 16) uint8: of each 16 columns 8 bytes with their lower
@@ -29,7 +29,7 @@ On disk and in memory:
 where the last group may be shorter than the others. That is 8.5, 6.5 and 4.5 bits per weight in groups of 32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,11 @@ class Packed:
     def tensors(self) -> tuple[Tensor, ...]:
         """Codes, scales and, if there are any, offsets."""
         return (self.codes, self.scales) if self.offsets is None else (self.codes, self.scales, self.offsets)
+
+    def with_rows(self, order: Callable[[Tensor], Tensor]) -> "Packed":
+        """The same rows in another order."""
+        codes, scales, *offsets = map(order, self.tensors)
+        return Packed(codes, scales, self.columns, self.bits, self.group_size, offsets[0] if offsets else None)
 
     def widened(self) -> "Packed":
         """The same numbers with codes of 8 bits in place of 6, for those who only know 4 and 8."""

@@ -1,18 +1,19 @@
 """The work in progress: one small safetensors file for each finished tensor, named as Hugging Face names it.
 
-What is there is done, so an interrupted run goes on where it was; at the end all are joined into one file. `Written`
-reads them back as a model does: in Meta's names and row order, dequantised.
+What is there is done, so an interrupted run goes on where it was; at the end all are laid out as the kernels read them
+(`layout.py`) and joined into one file. `Written` reads them back as a model does: in Meta's names and row order,
+dequantised.
 """
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
-from puna.model.dtypes import DTYPES
 from puna.model.sizes import LlamaConfig
 from puna.model.tensorfile import TensorFile
 from puna.model.tensorwriter import Pending, file_bytes, pending, write_tensors
@@ -20,12 +21,13 @@ from puna.model.weights import Weights
 from puna.quant.forms import UNQUANTISED, Form, part_names, part_shapes
 from puna.quant.groups import Packed, code_dtype, dequantise_matrix, quantise_matrix
 from puna.quant.layers import Reader
+from puna.quant.layout import is_laid, is_split, laid_name, laid_shape, lay
 
 METADATA = {"format": "pt"}
 
 
 def part_dtypes(name: str, shape: tuple[int, ...], form: Form) -> dict[str, torch.dtype]:
-    """Those tensors' types."""
+    """The types of a matrix's `part_names`; a vector is float32."""
     if len(shape) == 1:
         return {name: torch.float32}
     codes = code_dtype(form.bits)
@@ -33,14 +35,26 @@ def part_dtypes(name: str, shape: tuple[int, ...], form: Form) -> dict[str, torc
     return dict(zip(part_names(name, form), kinds))
 
 
-def weights_file_bytes(shapes: dict[str, tuple[int, ...]], forms: dict[str, Form]) -> int:
-    """The size of the joined file; both by Hugging Face's names."""
-    tensors = {
-        part: (part_dtypes(name, shape, forms[name])[part], size)
-        for name, shape in shapes.items()
-        for part, size in part_shapes(name, shape, forms[name]).items()
-    }
-    return file_bytes(tensors, METADATA)
+def final_tensors(config: LlamaConfig, forms: dict[str, Form]) -> dict[str, dict[str, tuple[torch.dtype, tuple]]]:
+    """What stands for each of Meta's tensors in the joined file: names there, with types and shapes.
+
+    `forms` are by Hugging Face's names.
+    """
+    found = {}
+    for meta, shape in config.shapes().items():
+        name, form = hf_name(meta), forms[hf_name(meta)]
+        if is_laid(shape, form):
+            found[meta] = {laid_name(name): (torch.uint8, laid_shape(shape, form))}
+        else:
+            kinds = part_dtypes(name, shape, form)
+            found[meta] = {part: (kinds[part], size) for part, size in part_shapes(name, shape, form).items()}
+    return found
+
+
+def weights_file_bytes(config: LlamaConfig, forms: dict[str, Form]) -> int:
+    """The size of the joined file; `forms` by Hugging Face's names."""
+    found = final_tensors(config, forms).values()
+    return file_bytes({name: entry for tensors in found for name, entry in tensors.items()}, METADATA)
 
 
 def write_nearest(weights: Weights, name: str, form: Form, out: Path) -> None:
@@ -91,32 +105,48 @@ class Written:
             if theirs in file.entries:
                 made = file.read(theirs).float()
             else:
-                form = self.forms[theirs]
-                codes, scales, *offsets = (file.read(part) for part in part_names(theirs, form))
-                columns = self.shapes[name][1]
-                shift = offsets[0] if offsets else None
-                made = dequantise_matrix(Packed(codes, scales, columns, form.bits, form.group_size, shift))
+                made = dequantise_matrix(_packed(file, theirs, self.forms[theirs], self.shapes[name][1]))
         return to_meta_rows(made, self.config.head_dim) if is_rotary(name) else made
 
 
-def assemble(parts: list[Path], out: Path) -> tuple[dict[str, float], dict[str, str], int]:
-    """Join the tensors of all files into one: each matrix's error, how it was rounded, and the bytes of all tensors."""
+def assemble(
+    work: Path, config: LlamaConfig, forms: dict[str, Form], out: Path
+) -> tuple[dict[str, float], dict[str, str], int]:
+    """Join all tensors of `work` into one file: each matrix's error, how it was rounded, and the bytes of all tensors."""
     tensors: dict[str, Pending] = {}
     errors: dict[str, float] = {}
     ways: dict[str, str] = {}
-    size = 0
-    for part in parts:
-        with TensorFile(part) as file:
+    for meta, parts in final_tensors(config, forms).items():
+        name = hf_name(meta)
+        with TensorFile(work / name) as file:
             if "relative_error" in file.metadata:
-                errors[part.name] = float(file.metadata["relative_error"])
-                ways[part.name] = file.metadata["rounded"]
-            for name, entry in file.entries.items():
-                tensors[name] = (DTYPES[entry.form], entry.shape, lambda part=part, name=name: _read(part, name))
-                size += entry.bytes
+                errors[name] = float(file.metadata["relative_error"])
+                ways[name] = file.metadata["rounded"]
+        for part, (dtype, shape) in parts.items():
+            if part == laid_name(name):
+                make = partial(_laid, work, config, meta, forms[name])
+            else:
+                make = partial(_read, work / name, part)
+            tensors[part] = (dtype, shape, make)
     write_tensors(out, tensors, METADATA)
-    return errors, ways, size
+    size = sum(math.prod(shape) * dtype.itemsize for dtype, shape, _ in tensors.values())
+    return dict(sorted(errors.items())), dict(sorted(ways.items())), size
 
 
 def _read(part: Path, name: str) -> Tensor:
     with TensorFile(part) as file:
         return file.read(name)
+
+
+def _packed(file: TensorFile, name: str, form: Form, columns: int) -> Packed:
+    codes, scales, *offsets = (file.read(part) for part in part_names(name, form))
+    return Packed(codes, scales, columns, form.bits, form.group_size, offsets[0] if offsets else None)
+
+
+def _laid(work: Path, config: LlamaConfig, name: str, form: Form) -> Tensor:
+    """The matrix that Meta calls `name`, laid out."""
+    with TensorFile(work / hf_name(name)) as file:
+        packed = _packed(file, hf_name(name), form, config.shapes()[name][1])
+    if is_rotary(name):
+        packed = packed.with_rows(lambda rows: to_meta_rows(rows, config.head_dim))
+    return lay(packed, split=is_split(name, form, config.tied))

@@ -1,8 +1,8 @@
 """Quantise a checkpoint: weights only, group by group, matrix by matrix.
 
-The result is a model folder like the checkpoint's, in which each matrix is two tensors, `….codes` and `….scales` (and
-`….offsets`, if it has any), in Hugging Face's names and row order, and config.json says how under `puna_quantisation`.
-Norms stay as they are. The embedding and the output matrix have bits of their own: they are what small models are most
+The result is a model folder like the checkpoint's, with Hugging Face's names, in which each matrix is one tensor,
+`….laid`, that the C++ kernels read where it lies (`layout.py`), or, where that would waste room, two: `….codes` and
+`….scales` (and `….offsets`, if it has any) in Hugging Face's row order. config.json says how under `puna_quantisation`. Norms stay as they are. The embedding and the output matrix have bits of their own: they are what small models are most
 sensitive to, and in large ones a small part of the whole.
 
     forms      every matrix's form: a uniform one, or chosen under a budget     forms.py, sensitivity.py, budget.py
@@ -34,6 +34,7 @@ from puna.quant.budget import CHOICES, Choice, Option, choose, smallest
 from puna.quant.calibrate import calibrate
 from puna.quant.forms import UNQUANTISED, Form, QuantConfig, parse_budget
 from puna.quant.layers import Stored
+from puna.quant.layout import stored_bytes
 from puna.quant.parts import Written, assemble, weights_file_bytes, write_nearest
 from puna.quant.quality import measure
 from puna.quant.sample import ROW, Text, rows_of, texts_of
@@ -88,7 +89,7 @@ def quantise(
         if measured is not None:
             quality = measure(shape, reader, Written(work, shape, forms, reader), measured, tokenizer.vocab_size)
         checkpoint_bytes = sum(weights.bytes(name) for name in shapes)
-    errors, ways, size = assemble([work / name for name in sorted(shapes)], out / WEIGHTS)
+    errors, ways, size = assemble(work, shape, forms, out / WEIGHTS)
     return {
         "parameters": shape.parameters,
         "bytes": size,
@@ -138,14 +139,16 @@ def _planned(
         _room(
             config,
             shape,
-            {n: [Option(f, f.bytes(s), 0.0) for f in CHOICES] for n, s in sizes.items() if len(s) == 2},
+            {n: [Option(f, stored_bytes(s, f), 0.0) for f in CHOICES] for n, s in sizes.items() if len(s) == 2},
             out,
         )
         tokens = rows_of(
             texts_of(text, "calibration"), tokenizer, config.sensitivity_tokens, min(sensitivity.ROW, shape.context)
         )
         damages = sensitivity.measure_damages(shape, reader, tokens, CHOICES)
-        options = {n: [Option(f, f.bytes(sizes[n]), d) for f, d in found.items()] for n, found in damages.items()}
+        options = {
+            n: [Option(f, stored_bytes(sizes[n], f), d) for f, d in found.items()] for n, found in damages.items()
+        }
         write_atomic(file, json.dumps(_fit(config, shape, options, out)))
     plan = json.loads(file.read_text())
     config = config.with_forms({name: Form.parse(row["form"]) for name, row in plan["forms"].items()})
@@ -191,9 +194,9 @@ def _around(config: QuantConfig, shape: LlamaConfig, forms: dict[str, Form], uni
         return sum(Form(UNQUANTISED).bytes(size) for size in sizes.values() if len(size) == 1)
     _write_forms(out, config.with_forms(forms))
     every = {hf_name(name): forms.get(name, Form(UNQUANTISED)) for name in sizes}
-    whole = weights_file_bytes({hf_name(name): size for name, size in sizes.items()}, every)
+    whole = weights_file_bytes(shape, every)
     others = sum(p.stat().st_size for p in out.iterdir() if p.is_file() and p.name != WEIGHTS and p.name[0] != ".")
-    return whole - sum(form.bytes(sizes[name]) for name, form in forms.items()) + others
+    return whole - sum(stored_bytes(sizes[name], form) for name, form in forms.items()) + others
 
 
 def _row_of(choice: Choice) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from puna.config import from_json
 from puna.errors import ArtifactError, ConfigError
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.folder import CONFIG, QUANTISED, WeightFiles, load_config, read_json
-from puna.model.sizes import LlamaConfig
 from puna.quant.forms import UNQUANTISED, Form, QuantConfig, part_names, part_shapes
+from puna.quant.layout import LANES, is_split, laid_name, laid_shape, unlay
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,11 +44,11 @@ class QuantisedFile:
 
     def __init__(self, path: Path):
         self.config, self.quant = load_config(path), load_quant_config(path)
-        self._widths = {name: shape[-1] for name, shape in self.config.shapes().items()}
+        self._shapes = self.config.shapes()
         self.files = WeightFiles(path)
         try:
             self.files.expect_depth(self.config)
-            self.files.expect(_shapes(self.config, self.quant))
+            self.files.expect(self._expected())
         except BaseException:
             self.files.__exit__()
             raise
@@ -58,6 +58,20 @@ class QuantisedFile:
 
     def __exit__(self, *_: object) -> None:
         self.files.__exit__()
+
+    def laid(self, name: str) -> str | None:
+        """The tensor that holds the matrix `name` as the kernels read it; None if there is none, and `parts` has it."""
+        tensor = laid_name(hf_name(name))
+        if tensor not in self.files.names:
+            return None
+        if self.files.form(tensor) != "U8":
+            what = f"{self.files.path}: {tensor} is stored as {self.files.form(tensor)}"
+            raise ArtifactError(what, hint="its bytes are of type U8: quantise again")
+        return tensor
+
+    def split(self, name: str) -> bool:
+        """Whether the halves of its codes lie apart, if it is laid out."""
+        return is_split(name, self.quant.form_of(name), self.config.tied)
 
     def parts(self, name: str) -> tuple[Form, tuple[str, ...]]:
         """How a matrix is stored, and the tensors in `files` that stand for it: codes, scales and perhaps offsets.
@@ -78,20 +92,30 @@ class QuantisedFile:
         """A norm, a matrix that was not quantised, or the codes of one that was."""
         from puna.quant.groups import Packed
 
+        if (tensor := self.laid(name)) is not None:
+            form, laid = self.quant.form_of(name), self.files.read(tensor)
+            return unlay(laid, self._shapes[name], form, split=self.split(name))
         form, names = self.parts(name)
         first, *rest = (self._ordered(name, self.files.read(part)) for part in names)
         if form.bits == UNQUANTISED:
             return first
         scales, offsets = rest[0], rest[1] if len(rest) > 1 else None
-        return Packed(first, scales, self._widths[name], form.bits, form.group_size, offsets)
+        return Packed(first, scales, self._shapes[name][1], form.bits, form.group_size, offsets)
 
     def _ordered(self, name: str, rows: "Tensor") -> "Tensor":
         return to_meta_rows(rows, self.config.head_dim) if is_rotary(name) else rows
 
+    def _expected(self) -> dict[str, tuple[int, ...]]:
+        """What the file must hold: of each matrix what it begins to hold."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in self._shapes.items():
+            theirs, form = hf_name(name), self.quant.form_of(name)
+            if laid_name(theirs) in self.files.names and len(shape) == 2 and _can_be_laid(form):
+                shapes[laid_name(theirs)] = laid_shape(shape, form)
+            else:
+                shapes.update(part_shapes(theirs, shape, form))
+        return shapes
 
-def _shapes(config: LlamaConfig, quant: QuantConfig) -> dict[str, tuple[int, ...]]:
-    """What the file must hold."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in config.shapes().items():
-        shapes.update(part_shapes(hf_name(name), shape, quant.form_of(name)))
-    return shapes
+
+def _can_be_laid(form: Form) -> bool:
+    return form.bits != UNQUANTISED and form.group_size % LANES == 0

@@ -44,14 +44,16 @@ _SOURCES = {"float32": 0, "bfloat16": 1, "float16": 2}
 _FILE = Path(__file__).with_name("libpuna.so")
 
 _FILL = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int64)
-_VERSION = 8  # of functions and layouts: `puna_version` in interface.cpp, changed together
+_VERSION = 9  # of functions and layouts: `puna_version` in interface.cpp, changed together
 _SIGNATURES = {
     "puna_version": (c_int, ()),
+    "puna_layout": (c_int, ()),
     "puna_instructions": (c_char_p, ()),
     "puna_choose": (c_int, (c_char_p,)),
     "puna_team": (c_void_p, (c_int,)),
     "puna_team_free": (None, (c_void_p,)),
     "puna_matrix": (c_void_p, (c_int, c_int, c_int, c_int64, c_int64, c_int64)),
+    "puna_matrix_laid": (c_void_p, (c_int, c_int, c_int64, c_int64, c_int64, c_int, c_int64)),
     "puna_matrix_free": (None, (c_void_p,)),
     "puna_matrix_bytes": (c_int64, (c_void_p,)),
     "puna_matrix_floats": (c_int, (*_FILL, c_void_p, c_int)),
@@ -141,6 +143,11 @@ def instructions() -> list[str]:
 def chosen() -> str:
     """The instruction set in use."""
     return call("puna_instructions").decode().split("\n")[0]
+
+
+def layout() -> int:
+    """The number of the layout that codes have in the kernels' memory; files may have it too (`quant/layout.py`)."""
+    return call("puna_layout")
 
 
 def choose(name: str) -> None:
@@ -239,14 +246,30 @@ class Matrix(_Owned):
     bits in every product, in three quarters of the memory (packed.h); its pieces begin at multiples of 64 rows.
     "split" is int8 whose upper and lower halves lie apart, so that an output matrix can be screened by the upper ones
     (head.h); it has no offsets.
+
+    `laid` is a descriptor and a place in that file where integers lie as they would in memory (`quant/layout.py`): the
+    matrix is then those pages, if the place is a multiple of 64, read when they are needed, and nothing fills it.
     """
 
     _free = "puna_matrix_free"
 
-    def __init__(self, kind: str, rows: int, columns: int, group: int = 0, offsets: bool = False, packed: bool = False):
+    def __init__(
+        self,
+        kind: str,
+        rows: int,
+        columns: int,
+        group: int = 0,
+        offsets: bool = False,
+        packed: bool = False,
+        laid: tuple[int, int] | None = None,
+    ):
         assert kind == "bfloat16" or not packed
         self.kind, self.rows, self.columns, self.group, self.packed = kind, rows, columns, group, packed
-        pointer = call("puna_matrix", _KINDS[kind], int(offsets), int(packed), rows, columns, group)
+        if laid is None:
+            pointer = call("puna_matrix", _KINDS[kind], int(offsets), int(packed), rows, columns, group)
+        else:
+            assert group % 16 == 0
+            pointer = call("puna_matrix_laid", _KINDS[kind], int(offsets), rows, columns, group, *laid)
         super().__init__(pointer, f"a matrix of {rows:,} x {columns:,}")
 
     @property

@@ -242,7 +242,8 @@ bool pack_floats(Team* team, const Matrix& w, int64_t first, int64_t rows, const
 #define API extern "C" __attribute__((visibility("default")))
 
 // Which functions and layouts these are; Python refuses a library that was built from another version of these files.
-API int puna_version() { return 8; }
+API int puna_version() { return 9; }
+API int puna_layout() { return LAYOUT; }
 
 API const char* puna_instructions() {  // names, best first, one to a line; the first line is the one in use
     static std::string names;
@@ -263,7 +264,7 @@ API Matrix* puna_matrix(int kind, int offsets, int packed, int64_t rows, int64_t
     w->kind = (Kind)kind, w->offsets = offsets, w->packed = packed;
     w->rows = rows, w->columns = columns, w->group = group;
     w->mapped = (size_t)w->bytes() + 64;
-    w->data = reserve(w->mapped);
+    w->data = w->pages = reserve(w->mapped);
 #if defined(MADV_NOHUGEPAGE)
     if (w->data && packed) madvise(w->data, w->mapped, MADV_NOHUGEPAGE);  // what is left of a chunk's room stays untouched
 #endif
@@ -271,12 +272,33 @@ API Matrix* puna_matrix(int kind, int offsets, int packed, int64_t rows, int64_t
     delete w;
     return nullptr;
 }
+// Codes that lie in `file` at `begin` as they lie in memory. The matrix is these pages of the file; where they cannot be had
+// so, or lie askew, it is a copy of them. Null if the file ended.
+API Matrix* puna_matrix_laid(int kind, int offsets, int64_t rows, int64_t columns, int64_t group, int file, int64_t begin) {
+    auto w = new Matrix;
+    w->kind = (Kind)kind, w->offsets = offsets;
+    w->rows = rows, w->columns = columns, w->group = group;
+    const int64_t before = begin % sysconf(_SC_PAGESIZE);
+    void* p = begin % 64 ? MAP_FAILED : mmap(nullptr, w->bytes() + before, PROT_READ, MAP_SHARED, file, begin - before);
+    if (p != MAP_FAILED) {
+        w->of_file = true, w->mapped = (size_t)(w->bytes() + before);
+        w->pages = (uint8_t*)p, w->data = w->pages + before;
+        madvise(w->pages, w->mapped, MADV_WILLNEED);  // what is not in memory is read in meanwhile
+        return w;
+    }
+    w->mapped = (size_t)w->bytes() + 64;
+    w->data = w->pages = reserve(w->mapped);
+    if (w->data && Rows{nullptr, file, begin, w->bytes(), nullptr}.read(0, 1, w->data)) return w;
+    if (w->data) munmap(w->pages, w->mapped);
+    delete w;
+    return nullptr;
+}
 API void puna_matrix_free(Matrix* w) {
-    munmap(w->data, w->mapped);
+    munmap(w->pages, w->mapped);
     delete w;
 }
 API int64_t puna_matrix_bytes(const Matrix* w) {
-    if (!w->packed) return (int64_t)w->mapped;
+    if (!w->packed) return w->of_file ? w->bytes() : (int64_t)w->mapped;
     int64_t bytes = 0;
     for (int64_t c = 0; c < w->chunks(); c++) {
         const auto& head = *(const PackedHead*)w->chunk(c);

@@ -38,6 +38,7 @@ enum Kind : int { FLOAT = 0, BRAIN = 1, INT8 = 2, INT4 = 3, INT6 = 4, SPLIT = 5,
 enum Blocks : int { Q4_0 = 2, Q8_0 = 8, Q4_K = 12, Q6_K = 14 };  // GGUF's types, by its numbers
 enum Source : int { FROM_FLOAT = 0, FROM_BRAIN = 1, FROM_HALF = 2 };
 
+constexpr int LAYOUT = 1;  // of codes, which files have in it (quant/layout.py): another layout is another number
 constexpr int CHUNK = 64;  // rows
 constexpr int LANES = 16;
 
@@ -89,7 +90,9 @@ struct Matrix {
     bool offsets = false, packed = false;
     int64_t rows = 0, columns = 0, group = 0;
     uint8_t* data = nullptr;
-    size_t mapped = 0;  // bytes at `data`
+    uint8_t* pages = nullptr;  // what was mapped: memory, or the part of a file that `data` lies in
+    size_t mapped = 0;         // bytes of it
+    bool of_file = false;
 
     bool integer() const { return kind >= INT8; }
     int64_t chunks() const { return up(rows, CHUNK) / CHUNK; }
