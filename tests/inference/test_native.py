@@ -138,6 +138,22 @@ def test_a_folder_that_we_quantised(checkpoint, tmp_path, bits, group):
         assert difference(runner.forward(spans()), expected) < 3e-2
 
 
+@pytest.mark.parametrize("module", ["attention.wq", "feed_forward.w1", "feed_forward.w3"])
+def test_matrices_of_a_layer_may_be_of_different_kinds(checkpoint, tmp_path, module):
+    """As a budget chooses them; numbers and codes are multiplied by different numbers of tokens at a time."""
+    config = QuantConfig(bits=8, matrices={f"layers.0.{module}.weight": "16"})
+    made = quantise(config, checkpoint[0], out=tmp_path / "mixed")
+    expected = reference(load_quantised(made.path), spans())
+    before = native.chosen()
+    try:
+        for instructions in native.instructions():
+            native.choose(instructions)
+            found = NativeRunner.load(made.path, threads=2, blocks=12).forward(spans())
+            assert difference(found, expected) < 3e-2, instructions
+    finally:
+        native.choose(before)
+
+
 def test_keys_and_values_in_8_bits(checkpoint):
     _, model = checkpoint
     small = NativeRunner.of(model, threads=2, blocks=12, kv="int8")

@@ -192,7 +192,7 @@ struct Model::Pass {
 
     void feed(int& list, int64_t index, const std::array<const Activations*, 2>& in, float* lifted) {
         const auto& w = model.layers[index];
-        if (!adapter) {
+        if (!adapter && in[0]->tile == in[1]->tile) {  // numbers and codes come in tiles of their own
             model.team.each(list++, w[W1]->chunks(), [&](int64_t c) {
                 ops.swiglu(*w[W1], *in[0], *w[W3], *in[1], c, c + 1, lifted, ffn);
             });
@@ -204,6 +204,7 @@ struct Model::Pass {
         multiply(list, *w[W3], *in[1], other, ffn, false);
         adapt(list, index, W1, space.x.data(), dim, norm, lifted, ffn);
         adapt(list, index, W3, space.x.data(), dim, norm, other, ffn);
+        model.team.wait();
         model.team.each(list++, tokens, [&](int64_t t) { ops.gate(lifted + t * ffn, other + t * ffn, ffn); });
     }
 
@@ -284,7 +285,9 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
     const int64_t n = pass.tokens, dim = pass.dim, E = shape.width;
     Laid::grow(space.x, n * dim), Laid::grow(space.mixed, n * pass.mixed_rows);
     Laid::grow(space.attended, n * pass.q_rows), Laid::grow(space.lifted, n * pass.ffn);
-    Laid::grow(space.turns, n * E), Laid::grow(space.other, pass.adapter ? n * pass.ffn : 0);
+    bool apart = pass.adapter;
+    for (const auto& w : layers) apart |= w[W1]->integer() != w[W3]->integer();
+    Laid::grow(space.turns, n * E), Laid::grow(space.other, apart ? n * pass.ffn : 0);
     for (auto& scratch : space.scratch) Laid::grow(scratch, ops.attend_scratch(E));
     for (Ends* ends : {&whole, &best}) ends->reserve(dim, hidden ? 0 : shape.vocabulary, places);
     space.screen.reserve((int64_t)best.rows.size(), up(shape.vocabulary, CHUNK) / LANES);
