@@ -299,9 +299,10 @@ def ancestry(artifact: Artifact) -> Iterator[tuple[int, str, str, Artifact | Non
 def hash_file(path: Path) -> str:
     """The xxh3-128 hash of a file's content."""
     state = xxhash.xxh3_128()
+    room = memoryview(bytearray(1 << 20))  # stays in the processor's cache
     with open_regular(path) as file:
-        while block := file.read(1 << 22):
-            state.update(block)
+        while count := file.raw.readinto(room):
+            state.update(room[:count])
     return state.hexdigest()
 
 

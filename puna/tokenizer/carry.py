@@ -2,7 +2,8 @@
 
     the source                                     what a folder gets
     files of our own, or Meta's ranks alone        both forms, written anew for this model's context
-    any other files                                those files, byte for byte
+    any other files                                those files, byte for byte; with a tokenizer.json alone the ranks
+                                                   beside it, which are read in a seventh of the time
     a vocabulary from inside a GGUF file           both forms, or a SentencePiece model
 
 Files are copied wherever they say something that writing anew would lose: names of added special tokens, a chat template
@@ -18,7 +19,7 @@ from puna.errors import ArtifactError
 from puna.tokenizer.bpe import MODEL_FILE, SPECIALS, Tokenizer, read_bounded, write_ranks
 from puna.tokenizer.export import CHAT_TEMPLATE, write_hugging_face
 from puna.tokenizer.hugging_face import JSON_FILE
-from puna.tokenizer.load import AnyTokenizer, load_tokenizer
+from puna.tokenizer.load import AnyTokenizer, load_tokenizer, names_with
 from puna.tokenizer.sentencepiece import write_sentencepiece
 
 CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
@@ -41,12 +42,24 @@ def carry(source: Path | AnyTokenizer, out: Path, *, context: int) -> AnyTokeniz
             if (source / name).is_file():
                 with replacing(out / name) as temporary:
                     shutil.copyfile(source / name, temporary)
+        if isinstance(tokenizer, Tokenizer) and _ranks_suffice(out, tokenizer):
+            write_ranks(out / MODEL_FILE, tokenizer.ranks)
     elif isinstance(tokenizer, Tokenizer):
         write_ranks(out / MODEL_FILE, tokenizer.ranks)
         write_hugging_face(out, tokenizer, context=context)
     else:
         write_sentencepiece(out / MODEL_FILE, tokenizer)
     return tokenizer
+
+
+def _ranks_suffice(folder: Path, tokenizer: Tokenizer) -> bool:
+    """Whether ranks, which `folder` has not yet, make this tokenizer together with the other files there."""
+    if (folder / MODEL_FILE).exists():
+        return False
+    try:
+        return tuple(names_with(folder, len(tokenizer.ranks))) == tokenizer.special_names
+    except ArtifactError:
+        return False
 
 
 def _is_ours(folder: Path, tokenizer: AnyTokenizer) -> bool:

@@ -48,6 +48,11 @@ def load_tokenizer(path: Path) -> AnyTokenizer:
     )
 
 
+def names_with(folder: Path, ranks: int) -> list[str]:
+    """The special tokens' names if `folder` had `ranks` tokens in a `tokenizer.model`. Raises `ArtifactError`."""
+    return _names_beside([folder / _ADDED_FILE, folder / _CONFIG_FILE], ranks)
+
+
 def _from_file(path: Path, beside: list[Path]) -> AnyTokenizer:
     with open_regular(path) as file:
         start = file.read(4096)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 
@@ -14,7 +15,7 @@ from puna.model.sizes import LlamaConfig
 from puna.quant import QuantConfig, quantise
 from puna.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from puna.tokenizer.bpe import MODEL_FILE, SPECIALS, write_ranks
-from puna.tokenizer.carry import chat_template
+from puna.tokenizer.carry import carry, chat_template
 from puna.tokenizer.export import write_hugging_face
 from puna.tokenizer.sentencepiece import Kind, Piece, write_sentencepiece
 from puna.tokenizer.train import train_ranks
@@ -88,6 +89,25 @@ def assert_same(path, tokenizer):
 def test_saved(source, tmp_path):
     assert_same(tmp_path / "model", load_tokenizer(source))
     assert chat_template(source) in ("", chat_template(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("kind", [llama_3_0, with_added])
+def test_ranks_stand_beside_a_tokenizer_json_where_they_say_the_same(tmp_path, kind):
+    def carried() -> tuple[Tokenizer, bool]:
+        made = tmp_path / "made"
+        made.mkdir()
+        carry(tmp_path, made, context=512)
+        found, has_ranks = load_tokenizer(made), (made / MODEL_FILE).is_file()
+        shutil.rmtree(made)
+        return found, has_ranks
+
+    kind(tmp_path)
+    given = load_tokenizer(tmp_path)
+    for expected in (True, False):
+        found, has_ranks = carried()
+        assert has_ranks == expected and not (tmp_path / MODEL_FILE).exists()
+        assert found.special_names == given.special_names and found.encode(TEXT) == given.encode(TEXT)
+        (tmp_path / "tokenizer_config.json").unlink(missing_ok=True)  # no other file knows the names
 
 
 def test_quantised(source, tmp_path):
