@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=20, help="tokens of the short one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--after", type=float, default=None, help="seconds from the long prompt to the short one")
-    parser.add_argument("--step-tokens", type=int, default=None, help="tokens that a step reads (default: the engine's)")
+    parser.add_argument(
+        "--step-tokens", type=int, default=None, help="tokens that a step reads (default: the engine's)"
+    )
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--into", type=Path, default=None)
     options = parser.parse_args()
@@ -79,7 +81,9 @@ def main() -> None:
         before, behind = waits(engine, [(0.0, letters(options.long)), (after, letters(options.short))])
         times["short behind"].append(behind)
         times["long before"].append(before)
-    print(f"seconds to the first token; {options.long:,} and {options.short} tokens, {threads()} threads, {processor()}")
+    print(
+        f"seconds to the first token; {options.long:,} and {options.short} tokens, {threads()} threads, {processor()}"
+    )
     for name, found in times.items():
         print(f"  {name:<14}median {statistics.median(found):7.3f}   " + "  ".join(f"{t:.3f}" for t in found))
     if options.into:

@@ -44,6 +44,8 @@ class CudaRunner:
     floating-point numbers (e4m3, a scale per row); a quantised model's stay as they are.
     """
 
+    step_tokens = 512
+
     def __init__(
         self,
         model: Llama,

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from puna.model.llama import Llama
 
 SLOTS = 64
-STEP_TOKENS = 512
 
 
 class Engine:
@@ -54,7 +53,7 @@ class Engine:
     `format` is how the model is spoken to (by default what is likely for the tokenizer), `slots` how many requests run
     at once, `cache_bytes` what their keys and values may take (`runner.py` says what None means), `kv` how they are
     kept; `config.context` is the model's, or less if the cache holds less. A step reads at most `step_tokens` tokens
-    of prompts beside answers that are being made. At most `queue` requests wait, if it is given; more are refused with
+    of prompts while somebody streams an answer (None: what suits the runner). At most `queue` requests wait, if it is given; more are refused with
     `BusyError`. `lookahead` tokens are guessed, by looking back in the text or by the model `draft`. `runner` chooses
     what computes.
     """
@@ -68,14 +67,14 @@ class Engine:
         slots: int = SLOTS,
         cache_bytes: int | None = None,
         kv: str = "model",
-        step_tokens: int = STEP_TOKENS,
+        step_tokens: int | None = None,
         queue: int | None = None,
         lookahead: int = 0,
         draft: "Llama | None" = None,
         runner: Choice = "auto",
     ):
         require(slots > 0, f"slots={slots} must be positive")
-        require(step_tokens > 0, f"step_tokens={step_tokens} must be positive")
+        require(step_tokens is None or step_tokens > 0, f"step_tokens={step_tokens} must be positive")
         self.tokenizer = tokenizer
         self.format = format or dialog_format(tokenizer)
         if not isinstance(model, Runner):
@@ -86,7 +85,9 @@ class Engine:
         self.config = dataclasses.replace(model.config, context=min(self._context, room))
         self._guesser = make_guesser(lookahead, draft, tokenizer.vocab_size, self._runner, runner)
         self._cache = BlockCache(self._runner.blocks, self._runner.block_tokens, self._copy_block)
-        self._scheduler = Scheduler(self._cache, slots=slots, step_tokens=step_tokens, queue=queue)
+        self._scheduler = Scheduler(
+            self._cache, slots=slots, step_tokens=step_tokens or self._runner.step_tokens, queue=queue
+        )
         self._drawing = Drawing(tokenizer)
         self._forms = Forms(tokenizer)
         self._adapters: dict[str, int] = {}
@@ -169,6 +170,7 @@ class Engine:
 
     def _pieces(self, request: Request, sequence: Running, patient: bool) -> Iterator[Piece]:
         try:
+            sequence.watched = True
             self._submit([sequence])
             while not sequence.done:
                 made = self._turns.made

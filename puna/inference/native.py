@@ -42,6 +42,7 @@ class NativeRunner:
     the type that the weights are asked in, and bfloat16 for codes; "int8" quarters it."""
 
     block_tokens = native.BLOCK_TOKENS
+    step_tokens = 128
 
     def __init__(
         self,

@@ -4,8 +4,12 @@
        ^--------preempt-----'
 
 Requests are ranked by priority, then by arrival. In a step every running sequence that decodes reads its last token;
-what `step_tokens` leaves is given to prompts, which are read in pieces, so that a long one stalls nobody's answer.
-(While no answer is being made a step reads more: nobody waits for it.)
+what `step_tokens` leaves is shared by prompts, which are read in pieces, so that a long one stalls nobody's answer:
+
+    half    goes to the prompt that is first in rank, so that each comes to its end
+    half    goes to the shortest ones of the highest priority, so that a question does not wait for a book
+
+(While nobody watches an answer grow a step reads more.)
 
 A sequence is admitted when the cache has room for its prompt and a little growth. No room is kept for the longest
 answer that it may come to: when blocks run out the lowest-ranked running sequence is *preempted*. It gives its blocks
@@ -13,7 +17,7 @@ up, waits again, and later reads its prompt and what was drawn anew, as far as t
 rank is never preempted, and the engine accepts nothing that the whole cache could not hold, so all come to their end.
 
 Requests with one prompt that are admitted together read it once: the others *follow* the first, and share its blocks
-when it is through.
+when it is through. Who begins with the same long text as one before him waits until that is read, and goes on from there.
 """
 
 import heapq
@@ -26,7 +30,7 @@ from puna.inference.blocks import BlockCache
 from puna.inference.sequence import Sequence
 from puna.inference.spans import Span
 
-ALONE = 8  # times as many tokens are read in a step while nobody decodes
+UNWATCHED = 8  # times as many tokens are read in a step while nobody watches
 PIECE = 64  # tokens of a prompt at a time whose log-probabilities are wanted: that many rows of logits
 
 
@@ -72,13 +76,8 @@ class Scheduler:
         plan: dict[Sequence, Reading] = {}
         for sequence in [s for s in self.running if s.unread == 1 and not s.follows]:
             self._decode(sequence, ahead, plan)
-        budget = max(self.step_tokens - len(plan), 1) if plan else ALONE * self.step_tokens
-        for sequence in [s for s in self.running if s.unread > 1 and not s.follows]:
-            budget -= self._prefill(sequence, budget, plan)
-        before = self.preemptions
-        while self.preemptions == before and (admitted := self._admit(budget, plan)):
-            if not admitted.follows:
-                budget -= self._prefill(admitted, budget, plan)
+        self._admit_all(plan)
+        self._read_prompts(plan)
         return [plan[s] for s in self.running if s in plan]
 
     def read(self, reading: Reading) -> None:
@@ -133,6 +132,38 @@ class Scheduler:
         if self._make_room(sequence, sequence.cached + 1, plan):
             plan[sequence] = self._reading(sequence, 1, ahead=max(ahead, 0))
 
+    def _read_prompts(self, plan: dict[Sequence, Reading]) -> None:
+        """Share what the step has left: half to the first in rank, half to the shortest."""
+        readers = [s for s in self.running if s not in plan and not s.follows and self._can_read(s)]
+        if not readers:
+            return
+        watched = any(s.watched for s in self.running)
+        budget = max(self.step_tokens * (1 if watched else UNWATCHED) - len(plan), 1)
+        first, kept = readers[0], min(readers[0].unread, -(-budget // 2))
+        for sequence in sorted(readers, key=lambda s: (-s.request.priority, s.unread, s.arrival)):
+            kept = 0 if sequence is first else kept
+            budget -= self._prefill(sequence, budget - kept, plan)
+
+    def _can_read(self, sequence: Sequence) -> bool:
+        """Whether it goes on reading now. Who has read nothing yet begins with what others left in the cache."""
+        if sequence.cached or sequence.alone:
+            return True
+        if self._one_ahead(sequence):
+            return False
+        self.cache.adopt(sequence)
+        if not sequence.count:
+            sequence.found = sequence.cached
+        return True
+
+    def _one_ahead(self, sequence: Sequence) -> bool:
+        """Whether one before it in rank is reading what it begins with too, and more of that than a step reads is left."""
+        for other in self.running[: self.running.index(sequence)]:
+            end = self.cache.needed(other.cached + self.step_tokens) * self.cache.block_tokens
+            same = other.root == sequence.root and other.unread > 1 and not other.follows and end < len(sequence.tokens)
+            if same and other.tokens[:end] == sequence.tokens[:end]:
+                return True
+        return False
+
     def _prefill(self, sequence: Sequence, budget: int, plan: dict[Sequence, Reading]) -> int:
         """Plan a piece of a prompt; how many tokens it has."""
         count = min(sequence.unread, budget, PIECE if sequence.alone else budget)
@@ -171,32 +202,30 @@ class Scheduler:
         self.cache.drop(sequence)
         self.running.remove(sequence)
 
-    def _admit(self, budget: int, plan: dict[Sequence, Reading]) -> Sequence | None:
-        """The first of those that wait, if there is room for it and something left to read: it runs now."""
+    def _admit_all(self, plan: dict[Sequence, Reading]) -> None:
+        """Let those that wait run, in order of rank, as long as there is room."""
+        before = self.preemptions
+        while self.preemptions == before and self._admit(plan):
+            pass
+
+    def _admit(self, plan: dict[Sequence, Reading]) -> bool:
+        """Whether the first of those that wait runs now; one of a lower priority may have to make room for it."""
         while self._waiting and self._waiting[0][1].done:
             heapq.heappop(self._waiting)
         if not self._waiting:
-            return None
+            return False
         candidate = self._waiting[0][1]
-        leader = self._leader(candidate)
-        if budget < 1 and not leader:
-            return None
         lowest = self.running[-1] if self.running else None
         if not self._room_for(candidate):
-            if lowest is None or lowest.request.priority >= candidate.request.priority:
-                return None
-            plan.pop(lowest, None)
-            self._preempt(lowest)  # the next step admits the candidate, or takes one more from below it
-            return None
+            if lowest is not None and lowest.request.priority < candidate.request.priority:
+                plan.pop(lowest, None)
+                self._preempt(lowest)  # the next step admits the candidate, or takes one more from below it
+            return False
         heapq.heappop(self._waiting)
-        candidate.follows = leader
-        if not leader and not candidate.alone:
-            self.cache.adopt(candidate)
-            if not candidate.count:
-                candidate.found = candidate.cached
+        candidate.follows = self._leader(candidate)
         self.running.append(candidate)
         self.running.sort(key=lambda s: s.rank)
-        return candidate
+        return True
 
     def _room_for(self, candidate: Sequence) -> bool:
         if len(self.running) >= self.slots:

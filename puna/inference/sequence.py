@@ -56,6 +56,7 @@ class Sequence:
         self.matcher: Matcher | None = None  # what the answer's form still allows
         self.adapter: int | None = None  # the runner's index of the request's adapter
         self.arrival = 0  # the scheduler's number
+        self.watched = False  # somebody sees it grow: steps should be short
         self.screened = request.structure is None and among_likeliest(self.sampling)
         self.follows: Sequence | None = None  # one with the same prompt, who is reading it for both
 

@@ -41,6 +41,8 @@ class TorchRunner:
     `kv` is how keys and values are kept: in the model's own type, or `int8` with a scale per token and head.
     """
 
+    step_tokens = 512
+
     def __init__(
         self,
         model: Llama,

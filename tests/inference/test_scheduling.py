@@ -1,9 +1,11 @@
 """Who runs when: priorities, a full queue, a full cache, and what is shared between requests."""
 
 import threading
+from dataclasses import replace
 
 import pytest
-from worlds import engine_of
+from tiny_llama import random_model
+from worlds import WIDE, engine_of
 
 from puna.chat import Request, Sampling
 from puna.errors import BusyError, ConfigError
@@ -143,3 +145,65 @@ def test_closing_in_one_thread_while_another_steps_frees_everything(tokenizer):
     assert answers[0].completion_tokens == 40
     engine.generate([Request(prompt="c", sampling=Sampling(max_tokens=1))])
     assert engine._cache.free == engine._cache.blocks and not engine._scheduler.waiting
+
+
+def steps_until_said(engine, streams: dict) -> dict:
+    """How many steps each of `streams` waits for its first token; they are made in turn, as the server does."""
+    found = {}
+    while streams:
+        for name, stream in list(streams.items()):
+            piece = next(stream)
+            if piece.text or piece.completion:
+                found.setdefault(name, engine._turns.made)
+            if piece.completion:
+                del streams[name]
+    return found
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_that_came_before(tokenizer):
+    model = random_model(replace(WIDE, context=2048))
+    engine = engine_of("torch", tokenizer, model=model, blocks=300, step_tokens=32)
+    one = Sampling(max_tokens=1, ignore_end=True)
+    streams = {
+        name: engine.stream(Request(prompt=text, sampling=one), patient=False)
+        for name, text in (("long", "x" * 1600), ("longer", "y" * 1900), ("short", "the sea " * 2))
+    }
+    waited = steps_until_said(engine, streams)
+    assert waited["short"] <= 3 and waited["long"] < waited["longer"]
+
+
+def test_short_prompts_that_keep_coming_do_not_keep_a_long_one_from_its_end(tokenizer):
+    model = random_model(replace(WIDE, context=2048))
+    engine = engine_of("torch", tokenizer, model=model, step_tokens=32)
+    one = Sampling(max_tokens=1, ignore_end=True)
+    long = engine.stream(Request(prompt="x" * 800, sampling=one), patient=False)
+    coming, others, steps = (f"{n} " + "ab" * 20 for n in range(1000)), [], 0
+    while (piece := next(long)).completion is None:
+        steps = engine._turns.made
+        while len(others) < 4:
+            others.append(engine.stream(Request(prompt=next(coming), sampling=one), patient=False))
+        others = [other for other in others if next(other).completion is None]
+    assert piece.completion.completion_tokens == 1 and steps <= 800 // 16 + 10
+
+
+def test_a_long_beginning_that_several_share_is_read_once_though_they_came_together(tokenizer):
+    model = random_model(replace(WIDE, context=2048))
+    engine = engine_of("torch", tokenizer, model=model, step_tokens=32)
+    counts = read_tokens(engine)
+    book = "x" * 640
+    requests = [Request(prompt=f"{book}{n}?", sampling=Sampling(max_tokens=1)) for n in range(6)]
+    answers = engine.generate(requests)
+    alone = engine_of("torch", tokenizer, model=model)
+    assert [a.text for a in answers] == [alone.generate([r])[0].text for r in requests]
+    assert sum(counts) < 640 + 6 * 40
+
+
+def test_who_outranks_the_one_that_reads_the_same_does_not_wait_for_it(tokenizer):
+    model = random_model(replace(WIDE, context=2048))
+    engine = engine_of("torch", tokenizer, model=model, step_tokens=32)
+    one = Sampling(max_tokens=1, ignore_end=True)
+    low = engine.stream(Request(prompt="x" * 1600, sampling=one), patient=False)
+    next(low)
+    high = engine.stream(Request(prompt="x" * 400, sampling=one, priority=1), patient=False)
+    waited = steps_until_said(engine, {"low": low, "high": high})
+    assert waited["high"] <= 1 + 400 // 32 + 2 < waited["low"]
