@@ -18,7 +18,7 @@ from typing import Any
 
 from puna import __version__, artifacts, config, log
 from puna.artifacts import Artifact
-from puna.cli import checkpoints, measuring, planning, pretraining, running, scaling, simulating
+from puna.cli import checkpoints, measuring, planning, pretraining, running, scaling, simulating, talking
 from puna.cli.paths import model_path
 from puna.errors import ConfigError, PunaError
 
@@ -44,11 +44,6 @@ STAGES = {
     "fit_scaling": "puna.scaling.stage",
     "write_report": "puna.evaluation.report",
 }
-
-DIALOG_HELP = (
-    "how the model is spoken to: meta, huggingface, function, pythonic, llama3, llama2, or raw, which continues what is "
-    "typed (default: as the checkpoint says)"
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,8 +101,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"puna {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
     _add_run(commands)
-    _add_chat(commands)
-    _add_serve(commands)
+    talking.add(commands, _add)
     _add_show(commands)
     _add_stage(commands)
     checkpoints.add(commands, _add)
@@ -176,89 +170,6 @@ def _split(assignments: list[str], own: typing.Iterable[str]) -> tuple[dict[str,
 def _typed(function: Any, arguments: dict[str, str]) -> dict[str, Any]:
     hints = typing.get_type_hints(function)
     return {name: config.parse(hints[name], text, name) for name, text in arguments.items()}
-
-
-def _add_chat(commands: Any) -> None:
-    sub = _add(
-        commands,
-        "chat",
-        _chat,
-        "Talk to a model in the terminal.",
-        """examples:
-  puna chat out/tiny                         the run's final model
-  puna chat out/tiny/10-int4                 any checkpoint or quantised checkpoint
-  puna chat out/tiny "What is 17 + 25?"      one answer, then leave (a pipe's text is added to the question)
-  echo "What is 17 + 25?" | puna chat out/tiny
-
-In the chat: /help lists the commands, Ctrl-C stops an answer, /bye leaves.""",
-    )
-    sub.add_argument("path", type=Path, help="a run's folder, a checkpoint, or a quantised checkpoint")
-    sub.add_argument("prompt", nargs="*", help="a question to answer, instead of a conversation")
-    sub.add_argument("--system", default="", help="the system message")
-    sub.add_argument("--temperature", default="0.6")
-    sub.add_argument("--top-p", default="0.9")
-    sub.add_argument("--max-tokens", default="1024", help="longest answer, in tokens")
-    sub.add_argument("--seed", default="random", help="a number makes answers repeatable")
-    sub.add_argument("--no-tools", action="store_true", help="do not let the model use the run's tools")
-    sub.add_argument("--dialog", default="", metavar="FORMAT", help=DIALOG_HELP)
-    sub.add_argument("--threads", type=int, default=None)
-
-
-def _chat(options: argparse.Namespace) -> int:
-    from puna.serve.terminal import ChatOptions, chat_command
-
-    path = model_path(options.path)
-    chosen = ChatOptions(system=options.system, prompt=" ".join(options.prompt)).with_settings(
-        temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed
-    )
-    tools = ()
-    if not options.no_tools:
-        from puna.serve.companion import Companion
-
-        tools = Companion.read(options.path).tools()
-    name = options.path.resolve().name
-    return chat_command(path, chosen, name=name, tools=tools, threads=options.threads, dialog=options.dialog)
-
-
-def _add_serve(commands: Any) -> None:
-    sub = _add(
-        commands,
-        "serve",
-        _serve,
-        "Answer OpenAI's API, and show a chat page, on this machine.",
-        """examples:
-  puna serve out/tiny                        http://127.0.0.1:8000, page at /, API at /v1
-  puna serve out/tiny --port 9000 --api-key secret
-
-Then, with the official client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none").""",
-    )
-    sub.add_argument("path", type=Path, help="a run's folder, a checkpoint, or a quantised checkpoint")
-    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    sub.add_argument("--port", type=int, default=8000)
-    sub.add_argument("--api-key", default=None, help="required from every client, if given")
-    sub.add_argument("--name", default="", help="what clients call the model (default: the folder's name)")
-    sub.add_argument("--no-tools", action="store_true", help="do not let the page's model use the run's tools")
-    sub.add_argument("--dialog", default="", metavar="FORMAT", help=DIALOG_HELP)
-    sub.add_argument("--threads", type=int, default=None)
-
-
-def _serve(options: argparse.Namespace) -> int:
-    from puna.serve.companion import Companion
-    from puna.serve.http import serve
-
-    companion = Companion.read(options.path)
-    serve(
-        model_path(options.path),
-        host=options.host,
-        port=options.port,
-        api_key=options.api_key,
-        name=options.name or options.path.resolve().name,
-        examples=companion.examples,
-        tools=() if options.no_tools else companion.tools(),
-        threads=options.threads,
-        dialog=options.dialog,
-    )
-    return 0
 
 
 def _add_show(commands: Any) -> None:

@@ -14,6 +14,7 @@ tested where there is no GPU.
 """
 
 import gc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ class CudaRunner:
             torch.cuda.empty_cache()  # of the matrices before they were joined
         c = self.config
         room = (c.n_layers, blocks + 1, block_tokens, c.n_kv_heads, c.head_dim)
+        self.block_bytes = 2 * weight.dtype.itemsize * math.prod(room) // (blocks + 1)
         self._keys, self._values = (torch.zeros(room, dtype=weight.dtype, device=self.device) for _ in "kv")
         self._adapters: list[Factors] = []
         self._sizes = sizes if graphs else ()

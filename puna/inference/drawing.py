@@ -19,6 +19,7 @@ class Drawing:
 
     def __init__(self, tokenizer: AnyTokenizer):
         self._tokenizer = tokenizer
+        self.right = 0  # guesses so far
         self._bytes: dict[tuple[int, bool], bytes] = {}  # token, whether it begins a text -> its text
         self._settings: tuple[list[Sequence], sampler.Rows] | None = None
 
@@ -35,6 +36,7 @@ class Drawing:
             right = sequence.count == before[sequence] + len(guessed)
             if sequence.done or not right or (guessed and sequence.tokens[-len(guessed) :] != guessed):
                 continue
+            self.right += bool(guessed)
             top = self._likeliest(logits[i : i + 1], sequence.sampling.logprobs)[0]
             sequence.append(token, logprob, self.text(token, sequence.begins), top)
 

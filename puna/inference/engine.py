@@ -22,18 +22,16 @@ from typing import TYPE_CHECKING
 
 from puna.chat import Completion, Continuation, Message, Request, Structure
 from puna.config import require
-from puna.errors import DataError
-from puna.inference import sampler, scoring
-from puna.inference.adapters import Adapter
+from puna.inference import scoring
 from puna.inference.blocks import BlockCache
 from puna.inference.drawing import Drawing
+from puna.inference.reception import Reception
 from puna.inference.runner import Choice, make_runner, open_runner
 from puna.inference.scheduler import Reading, Scheduler
 from puna.inference.sequence import ContextError, Piece
 from puna.inference.sequence import Sequence as Running
-from puna.inference.spans import Runner
+from puna.inference.spans import BLOCK_TOKENS, Runner
 from puna.inference.speculation import make_guesser
-from puna.inference.structure import Forms
 from puna.inference.turns import Turns
 from puna.kernels.logits import Logits
 from puna.kernels.threads import set_threads
@@ -70,7 +68,7 @@ class Engine:
         step_tokens: int | None = None,
         queue: int | None = None,
         lookahead: int = 0,
-        draft: "Llama | None" = None,
+        draft: "Llama | Runner | None" = None,
         runner: Choice = "auto",
     ):
         require(slots > 0, f"slots={slots} must be positive")
@@ -81,16 +79,15 @@ class Engine:
             model = make_runner(model, cache_bytes=cache_bytes, kv=kv, choice=runner)
         self._runner = model
         room = self._runner.blocks * self._runner.block_tokens
-        self._context = model.config.context
-        self.config = dataclasses.replace(model.config, context=min(self._context, room))
+        self.config = dataclasses.replace(model.config, context=min(model.config.context, room))
+        self._reception = Reception(tokenizer, self.format, self.config, model.config.context)
         self._guesser = make_guesser(lookahead, draft, tokenizer.vocab_size, self._runner, runner)
         self._cache = BlockCache(self._runner.blocks, self._runner.block_tokens, self._copy_block)
         self._scheduler = Scheduler(
             self._cache, slots=slots, step_tokens=step_tokens or self._runner.step_tokens, queue=queue
         )
         self._drawing = Drawing(tokenizer)
-        self._forms = Forms(tokenizer)
-        self._adapters: dict[str, int] = {}
+        self._guessed = 0  # tokens so far
         self._turns = Turns(self._step)
 
     @classmethod
@@ -103,7 +100,9 @@ class Engine:
         device: str = "cpu",
         dialog: str = "",
         cache_bytes: int | None = None,
+        cache_tokens: int | None = None,
         kv: str = "model",
+        draft: Path | None = None,
         runner: Choice = "auto",
         **settings,
     ) -> "Engine":
@@ -111,20 +110,41 @@ class Engine:
 
         `threads` sets the number of threads for the whole process; None leaves it (`kernels/threads.py`). `dtype` is what numbers are
         computed with (`open_runner` says what None means). `dialog` names the dialog format
-        (`formats.FORMATS`); by default the checkpoint says which. `settings` are those of the constructor. Raises
+        (`formats.FORMATS`); by default the checkpoint says which. `cache_tokens` says the cache's size otherwise,
+        `draft` is another checkpoint, which guesses. `settings` are those of the constructor. Raises
         `ArtifactError`, and `ConfigError` for a format that is none or not for this vocabulary.
         """
         path = Path(path)
         if threads is not None:
             set_threads(threads)
         format = checkpoint_format(path, dialog)
-        opened = open_runner(path, dtype=dtype, device=device, cache_bytes=cache_bytes, kv=kv, choice=runner)
+        numbers = {"dtype": dtype, "device": device, "kv": kv, "choice": runner}
+        blocks = None if cache_tokens is None else -(-cache_tokens // BLOCK_TOKENS)
+        opened = open_runner(path, cache_bytes=cache_bytes, blocks=blocks, **numbers)
+        if draft is not None:
+            settings["draft"] = open_runner(Path(draft), blocks=opened.blocks, **numbers)
         return cls(opened, format.tokenizer, format=format, runner=runner, **settings)
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Make the LoRA adapter in the folder `path` known to requests as `name`. Raises `ArtifactError`."""
-        require(name not in self._adapters, f"there is an adapter {name!r} already", hint="choose another name")
-        self._adapters[name] = self._runner.add_adapter(Adapter.load(path, self.config))
+        self._reception.load_adapter(name, path, self._runner)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that requests may ask for."""
+        return tuple(self._reception.adapters)
+
+    def figures(self) -> dict[str, int]:
+        """How large the cache is and how much of it is held, and what has happened so far."""
+        cache = self._cache
+        return {
+            "cache_tokens": cache.blocks * cache.block_tokens,
+            "cache_tokens_held": (cache.blocks - cache.free) * cache.block_tokens,
+            "cache_bytes": cache.blocks * self._runner.block_bytes,
+            "preemptions": self._scheduler.preemptions,
+            "guessed": self._guessed,
+            "guessed_right": self._drawing.right,
+        }
 
     def clear(self) -> bool:
         """Give the cache's memory back, with what it keeps of ended requests; False, and nothing, while one runs."""
@@ -142,7 +162,7 @@ class Engine:
         sequences = []
         for index, request in enumerate(requests):
             try:
-                sequences.append(self._sequence(request))
+                sequences.append(self._reception.sequence(request))
             except ContextError as error:
                 where = f"request {index + 1} of {len(requests)}: " if len(requests) > 1 else ""
                 raise ContextError(where + error.message, hint=error.hint) from None
@@ -162,11 +182,11 @@ class Engine:
         others meanwhile, gets a piece without text after a step that brought none. Raises `ContextError`, and when the
         first piece is asked for `BusyError`.
         """
-        return self._pieces(request, self._sequence(request), patient)
+        return self._pieces(request, self._reception.sequence(request), patient)
 
     def check_form(self, structure: Structure) -> None:
         """Raises `DataError` for a form that no answer can have; requests with a form that was checked begin at once."""
-        self._forms.matcher(structure)
+        self._reception.forms.matcher(structure)
 
     def _pieces(self, request: Request, sequence: Running, patient: bool) -> Iterator[Piece]:
         try:
@@ -195,44 +215,11 @@ class Engine:
         """
         texts = []
         for continuation in continuations:
-            given = self._context_ids(continuation)
+            given = self._reception.context_ids(continuation)
             begins = continuation.dialog or not continuation.context
             encode = self.tokenizer.encode if begins else self.tokenizer.encode_more
             texts.append((given + encode(continuation.text), len(given)))
         return scoring.log_likelihoods(self._runner, texts, self.tokenizer.vocab_size)
-
-    def _context_ids(self, of: Request | Continuation) -> list[int]:
-        raw = of.prompt if isinstance(of, Request) else of.context
-        if of.dialog and raw:
-            raise DataError("both a dialog and a raw text were given", hint="give one of them")
-        if of.dialog:
-            return list(self.format.render(of.dialog).ids)
-        return [self.tokenizer.bos, *self.tokenizer.encode(raw or "")]
-
-    def _sequence(self, request: Request) -> Running:
-        """The request, checked and ready to be queued."""
-        sampler.check(request.sampling)
-        require(isinstance(request.priority, int), f"priority={request.priority!r} is no whole number")
-        strange = next((t for t, _ in request.sampling.logit_bias if t >= self.tokenizer.vocab_size), None)
-        require(strange is None, f"logit_bias: there is no token {strange}; ids go to {self.tokenizer.vocab_size - 1}")
-        if request.prompt is None and not request.dialog:
-            raise DataError("a request has neither a dialog nor a prompt", hint="give one of them")
-        prompt = self._context_ids(request)
-        room = self.config.context - len(prompt)
-        if room < 1:
-            holder = "model's context" if self.config.context == self._context else "cache"
-            size = f"the prompt has {len(prompt):,} tokens, the {holder} {self.config.context:,}"
-            raise ContextError(size, hint="shorten the prompt or drop old messages; one token at least must be free")
-        begins = not self.format.continues if request.dialog else not request.prompt
-        limit = min(request.sampling.max_tokens, room)
-        sequence = Running(prompt, request, limit, self.tokenizer.stop_ids, begins, self.tokenizer.errors)
-        if request.adapter is not None:
-            known = ", ".join(self._adapters) or "none"
-            require(request.adapter in self._adapters, f"no adapter {request.adapter!r}", hint=f"loaded: {known}")
-            sequence.adapter = self._adapters[request.adapter]
-        if request.structure is not None:
-            sequence.matcher = self._forms.matcher(request.structure)
-        return sequence
 
     def _completion(self, request: Request, sequence: Running) -> Completion:
         if sequence.error is not None:
@@ -276,6 +263,7 @@ class Engine:
         for reading, guess in zip(readings, guesses):
             reading.span.tokens = reading.span.tokens + guess
             reading.span.wanted += len(guess)
+            self._guessed += len(guess)
         return guesses
 
     def _draw(self, readings: list[Reading], guesses: list[list[int]], logits: Logits) -> None:

@@ -57,7 +57,8 @@ class NativeRunner:
         self.network = read_network(source, threads)
         wide = not source.codes and source.numbers.dtype != "bfloat16"
         self._kind = "int8" if kv == "int8" else "float32" if wide else "bfloat16"
-        self.blocks = blocks or cache_blocks(c, self._new_cache(1).block_bytes, cache_bytes, memory())
+        self.block_bytes = self._new_cache(1).block_bytes
+        self.blocks = cache_blocks(c, self.block_bytes, memory(), blocks=blocks, cache_bytes=cache_bytes)
         self.cache = self._new_cache(self.blocks)
         self._scoring: native.Cache | None = None
 

@@ -41,7 +41,7 @@ def make_runner(
     `invariant` the reference token by token. `auto` takes the kernels where they can be had and says so in one line
     where they cannot. Without a wish the cache of `cuda` is most of the free memory, elsewhere what `room.cache_blocks`
     says. `packed` lets `native` keep bfloat16 in 12 bits, which changes no result. Raises `ConfigError` for a budget
-    below a block.
+    below a block or beyond the memory.
     """
     check_kind(kv)
     model = model.eval().requires_grad_(False)
@@ -57,11 +57,10 @@ def make_runner(
     on_gpu = _usable("cuda", choice, device.type, lambda: _unfit_for_gpu(model, kv))
     if on_gpu:
         from puna.inference import cuda_runner
-    if blocks is None:
-        if on_gpu and cache_bytes is None:
-            cache_bytes = cuda_runner.cache_bytes_of(memory_of(device), model.config, weight.dtype)
-        per_block = bytes_per_token(model.config, weight.dtype.itemsize, kv) * BLOCK_TOKENS
-        blocks = cache_blocks(model.config, per_block, cache_bytes, memory_of(device))
+    if on_gpu and blocks is None and cache_bytes is None:
+        cache_bytes = cuda_runner.cache_bytes_of(memory_of(device), model.config, weight.dtype)
+    per_block = bytes_per_token(model.config, weight.dtype.itemsize, kv) * BLOCK_TOKENS
+    blocks = cache_blocks(model.config, per_block, memory_of(device), blocks=blocks, cache_bytes=cache_bytes)
     if on_gpu:
         return cuda_runner.CudaRunner(model, blocks=blocks)
     from puna.inference.torch_runner import TorchRunner
@@ -75,6 +74,7 @@ def open_runner(
     dtype: Dtype | None = None,
     device: str = "cpu",
     cache_bytes: int | None = None,
+    blocks: int | None = None,
     kv: str = "model",
     choice: Choice = "auto",
     packed: bool = True,
@@ -90,10 +90,10 @@ def open_runner(
     if _usable("native", choice, place, lambda: _unfit(config, place)):
         from puna.inference.native import NativeRunner
 
-        settings = {"threads": threads(), "kv": kv, "cache_bytes": cache_bytes}
+        settings = {"threads": threads(), "kv": kv, "blocks": blocks, "cache_bytes": cache_bytes}
         return NativeRunner.load(path, dtype=dtype, packed=packed, **settings)
     model = _model_of(path, dtype).to(device)
-    return make_runner(model, cache_bytes=cache_bytes, kv=kv, choice=choice)
+    return make_runner(model, cache_bytes=cache_bytes, blocks=blocks, kv=kv, choice=choice)
 
 
 def _model_of(path: Path, dtype: str) -> "Llama":

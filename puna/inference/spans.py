@@ -53,6 +53,7 @@ class Runner(Protocol):
     config: LlamaConfig
     block_tokens: int  # positions per cache block
     blocks: int  # blocks in the pool; their memory is touched only when written
+    block_bytes: int  # what a block takes in memory
     step_tokens: int  # the fewest that it reads at once about as fast as many
 
     def forward(self, spans: Sequence[Span]) -> Logits:

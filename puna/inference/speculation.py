@@ -135,7 +135,7 @@ class DraftModel:
 
 
 def make_guesser(
-    lookahead: int, draft: "Llama | None", vocab_size: int, runner: Runner, choice: Choice
+    lookahead: int, draft: "Llama | Runner | None", vocab_size: int, runner: Runner, choice: Choice
 ) -> Guesser | None:
     """What guesses `lookahead` tokens for an engine over `runner`: `draft`, or the text itself; None for 0 tokens.
 
@@ -150,5 +150,7 @@ def make_guesser(
     sizes = draft.config.vocab_size, runner.config.vocab_size
     fits = f"the draft's vocabulary has {sizes[0]:,} tokens, the model's {sizes[1]:,}"
     require(sizes[0] == sizes[1], fits, hint="both must have been trained with one tokenizer")
-    draft_runner = make_runner(draft, blocks=runner.blocks, choice=choice)
-    return DraftModel(draft_runner, vocab_size, lookahead)
+    if not isinstance(draft, Runner):
+        draft = make_runner(draft, blocks=runner.blocks, choice=choice)
+    require(draft.blocks == runner.blocks, f"the draft's cache has {draft.blocks} blocks, the model's {runner.blocks}")
+    return DraftModel(draft, vocab_size, lookahead)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from puna.inference.adapters import Adapter
 from puna.inference.pool import Pool
+from puna.inference.room import bytes_per_token
 from puna.inference.spans import BLOCK_TOKENS, Span, Window
 from puna.inference.torch_adapters import Factors, apply_adapters, factors_like
 from puna.inference.torch_scoring import score
@@ -57,6 +58,7 @@ class TorchRunner:
         self.invariant = invariant
         weight = model.norm.weight
         self.device = weight.device
+        self.block_bytes = bytes_per_token(self.config, weight.dtype.itemsize, kv) * block_tokens
         self._pool = Pool(self.config, blocks, block_tokens, weight.dtype, weight.device, kv)
         self._adapters: list[Factors] = []
 

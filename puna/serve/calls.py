@@ -55,10 +55,10 @@ class Call:
 def chat_call(body: Any, engine: Any, model: str) -> Call:
     """The call in the body of POST /v1/chat/completions. Raises `ApiError`."""
     fields = Fields(body)
-    _check_model(fields, model)
+    adapter = check_model(fields.text("model", model), engine, model)
     tools = _tools(fields)
     dialog = _dialog(fields, tools, engine.format)
-    request = _request(fields, engine, logprobs=settings.chat_logprobs(fields), dialog=dialog)
+    request = _request(fields, engine, adapter, logprobs=settings.chat_logprobs(fields), dialog=dialog)
     if tools and request.structure:
         refuse("tools and a form of the answer exclude each other: a call has a form of its own", "response_format")
     limit = fields.integer("max_completion_tokens", 1, 1_000_000)
@@ -83,11 +83,11 @@ def chat_call(body: Any, engine: Any, model: str) -> Call:
 def completion_call(body: Any, engine: Any, model: str) -> Call:
     """The call in the body of POST /v1/completions. Raises `ApiError`."""
     fields = Fields(body)
-    _check_model(fields, model)
+    adapter = check_model(fields.text("model", model), engine, model)
     prompts = _prompts(fields)
     logprobs = settings.completion_logprobs(fields)
     echo = fields.flag("echo")
-    asked = _request(fields, engine, logprobs=logprobs, prompt_logprobs=logprobs if echo else None)
+    asked = _request(fields, engine, adapter, logprobs=logprobs, prompt_logprobs=logprobs if echo else None)
     limit = fields.integer("max_tokens", 1, 1_000_000) or DEFAULT_COMPLETION_TOKENS
     choices = fields.integer("n", 1, MAX_CHOICES) or 1
     if choices * len(prompts) > MAX_CHOICES:
@@ -119,14 +119,18 @@ def prompt_tokens(format: DialogFormat, request: Request) -> int:
     return len(format.render(request.dialog).ids)
 
 
-def _check_model(fields: Fields, model: str) -> None:
-    asked = fields.text("model", model)
-    if asked != model:
-        message = f"the model {asked!r} does not exist; this server has {model!r}"
+def check_model(asked: str, engine: Any, model: str) -> str | None:
+    """The adapter that a client asks for by the name of a model; None for the model itself. Raises `ApiError`."""
+    if asked == model:
+        return None
+    if asked not in engine.adapters:
+        has = ", ".join(map(repr, (model, *engine.adapters)))
+        message = f"the model {asked!r} does not exist; this server has {has}"
         raise ApiError(404, message, param="model", code="model_not_found")
+    return asked
 
 
-def _request(fields: Fields, engine: Any, *, dialog: Dialog = (), **wanted: Any) -> Request:
+def _request(fields: Fields, engine: Any, adapter: str | None, *, dialog: Dialog = (), **wanted: Any) -> Request:
     """A request without a prompt, drawn as the call says and with the log-probabilities `wanted`."""
     drawn = settings.sampling(fields, engine.tokenizer.vocab_size)
     fields.ignore(*SERVICE_FIELDS)
@@ -141,6 +145,7 @@ def _request(fields: Fields, engine: Any, *, dialog: Dialog = (), **wanted: Any)
         sampling=dataclasses.replace(drawn, **wanted),
         structure=structure,
         owner=settings.owner(fields),
+        adapter=adapter,
     )
 
 

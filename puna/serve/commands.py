@@ -84,6 +84,7 @@ def _show(conversation: Conversation, _argument: str) -> str:
         "messages": str(len(conversation.messages)),
         "system": conversation.system or "(none)",
         "dialog": conversation.engine.format.name,
+        "adapter": conversation.adapter or "(none)",
         "tools": f"{tools} ({state})" if conversation.tools else tools,
     }
     return "\n".join([*(f"  {name:<12} {value}" for name, value in facts.items()), _settings(conversation)])
@@ -127,6 +128,16 @@ def _tools(conversation: Conversation, argument: str) -> str:
     return f"tools are {'on: ' + names if conversation.tools_on else 'off'}"
 
 
+def _adapter(conversation: Conversation, argument: str) -> str:
+    known = conversation.engine.adapters
+    if argument and argument not in (*known, "off"):
+        hint = f"loaded: {', '.join(known)}; or off" if known else "start the chat with --adapter NAME=FOLDER"
+        raise PunaError(f"there is no adapter {argument!r}", hint=hint)
+    if argument:
+        conversation.adapter = None if argument == "off" else argument
+    return f"adapter: {conversation.adapter or 'off'} (loaded: {', '.join(known) or 'none'})"
+
+
 def _bye(_conversation: Conversation, _argument: str) -> str:
     raise Leave
 
@@ -139,6 +150,7 @@ COMMANDS = {
     "/system": Command("/system TEXT", "set the system message; without TEXT, none", _system),
     "/set": Command("/set NAME VALUE", "change a setting, e.g. /set temperature 0.7; alone, list them", _set),
     "/tools": Command("/tools on|off", "let the model use tools, or not", _tools),
+    "/adapter": Command("/adapter NAME|off", "answer with this adapter, or without; alone, list them", _adapter),
     "/show": Command("/show", "the model, the context, the settings", _show),
     "/save": Command("/save FILE", "write the conversation to a file", _save),
     "/load": Command("/load FILE", "go on with a saved conversation", _load),

@@ -88,6 +88,7 @@ class Conversation:
         self.tools = tuple(tools) if engine.format.dialect else ()
         self.tools_on = bool(self.tools)
         self.seed: int | None = None
+        self.adapter: str | None = next(iter(engine.adapters), None)
         self.clear()
 
     def clear(self) -> None:
@@ -151,7 +152,7 @@ class Conversation:
         while True:
             yield from self._fit()
             drawn = replace(self.sampling, seed=derive_seed(seed, calls) if calls else seed)
-            request = Request(dialog=self.dialog, sampling=drawn)
+            request = Request(dialog=self.dialog, sampling=drawn, adapter=self.adapter)
             completion = yield from self._stream(request, clock, stopped)
             if completion is None:
                 yield clock.ended("stopped")

@@ -26,8 +26,9 @@ from puna import __version__, log
 from puna.chat import TokenChoice, ToolCall
 from puna.config import require
 from puna.errors import MissingExtra, PunaError
+from puna.inference.setup import Setup
 from puna.serve import replies
-from puna.serve.calls import Call, chat_call, completion_call
+from puna.serve.calls import Call, chat_call, check_model, completion_call
 from puna.serve.fields import ApiError, parse_json
 from puna.serve.gate import Gate, is_loopback, read_body
 from puna.serve.metrics import Metrics
@@ -60,26 +61,21 @@ def serve(
     name: str = "",
     examples: Sequence[str] = (),
     tools: Sequence[Tool] = (),
-    threads: int | None = None,
-    dialog: str = "",
+    setup: Setup | None = None,
 ) -> None:
     """Serve the checkpoint or quantised artifact at `path` until Ctrl-C.
 
     `name` is the model's name to clients (the directory's, if empty); `examples` are questions that the page offers,
-    `tools` those that it lets the model use, `dialog` the name of the dialog format (by default the checkpoint's).
+    `tools` those that it lets the model use, `setup` how the engine is run; its adapters are models to clients.
     Raises `ConfigError` for an open host without a key, and `PunaError` if the port cannot be had.
     """
     check_address(host, api_key)
-    listener = listen(host, port)
-    from puna.inference.engine import Engine
-
-    with listener:
-        face = Face(
-            Engine.load(path, threads=threads, dialog=dialog),
-            name=name or path.resolve().name,
-            examples=examples,
-            tools=tools,
-        )
+    setup, name = setup or Setup(), name or path.resolve().name
+    check_names(name, [adapter for adapter, _ in setup.adapters])
+    with listen(host, port) as listener:
+        engine = setup.open(path)
+        worker = Worker(engine, slots=setup.slots, queue=setup.queue)
+        face = Face(engine, name=name, examples=examples, tools=tools, worker=worker)
         run(face, listener, host=host, api_key=api_key)
 
 
@@ -92,6 +88,13 @@ def check_address(host: str, api_key: str | None) -> None:
     )
     printable = api_key is None or (api_key.isascii() and api_key.isprintable() and " " not in api_key)
     require(printable, "the API key must be printable ASCII without spaces", hint="e.g. openssl rand -hex 24")
+
+
+def check_names(name: str, adapters: Sequence[str]) -> None:
+    """The model and its adapters are told apart by clients. Raises `ConfigError`."""
+    require(
+        name not in adapters, f"the model and an adapter are both called {name!r}", hint="give --name, or rename one"
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -209,23 +212,26 @@ class Face:
 
     async def models(self, _request: Request) -> Response:
         """GET /v1/models"""
-        return JSONResponse({"object": "list", "data": [self._model_card()]})
+        return JSONResponse({"object": "list", "data": [self._model_card(name) for name in self._models()]})
 
     async def model(self, model: str) -> Response:
         """GET /v1/models/NAME"""
-        if model != self.name:
-            message = f"the model {model!r} does not exist; this server has {self.name!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return JSONResponse(self._model_card())
+        check_model(model, self.engine, self.name)
+        return JSONResponse(self._model_card(model))
 
-    def _model_card(self) -> dict[str, Any]:
-        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "puna"}
+    def _models(self) -> tuple[str, ...]:
+        """The model, and the model with each of its adapters."""
+        return (self.name, *self.engine.adapters)
+
+    def _model_card(self, model: str) -> dict[str, Any]:
+        card = {"id": model, "object": "model", "created": self.started, "owned_by": "puna"}
+        return card if model == self.name else {**card, "parent": self.name}
 
     async def _answer(self, request: Request, *, is_chat: bool) -> Response:
         body = await read_body(request.receive)
         read = chat_call if is_chat else completion_call
         call = await asyncio.to_thread(lambda: read(parse_json(body), self.engine, self.name))
-        reply = replies.Reply(call, self.name, is_chat=is_chat)
+        reply = replies.Reply(call, call.requests[0].adapter or self.name, is_chat=is_chat)
         ticket = self.worker.submit(call.requests)
         path = request.url.path
         if call.stream:
@@ -290,6 +296,7 @@ class Face:
         return JSONResponse(
             {
                 "model": self.name,
+                "adapters": self.engine.adapters,
                 "version": __version__,
                 "context": context,
                 "parameters": self.engine.config.parameters,
@@ -320,7 +327,9 @@ class Face:
 
     async def prometheus(self, _request: Request) -> Response:
         """GET /metrics"""
-        return PlainTextResponse(self.metrics.page(waiting=self.worker.waiting, active=self.worker.active))
+        worker = self.worker
+        page = self.metrics.page(waiting=worker.waiting, active=worker.active, engine=self.engine.figures())
+        return PlainTextResponse(page)
 
     # Errors, all in OpenAI's shape
 

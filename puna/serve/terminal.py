@@ -21,6 +21,7 @@ from typing import Any
 
 from puna.chat import Sampling, ToolCall, user
 from puna.errors import PunaError
+from puna.inference.setup import Setup
 from puna.serve import commands, knobs
 from puna.serve.conversation import Conversation, Ended, Event, Forgot, Said, Used
 from puna.serve.screen import Screen
@@ -59,17 +60,14 @@ def chat_command(
     *,
     name: str = "",
     tools: Sequence[Tool] = (),
-    threads: int | None = None,
-    dialog: str = "",
+    setup: Setup | None = None,
 ) -> int:
     """`puna chat PATH`: load the checkpoint or quantised artifact, talk, and return the exit code.
 
-    `name` is what the model is called (the directory's name, if empty), `threads` how many it computes with, `dialog` the
-    name of the dialog format (by default the checkpoint's).
+    `name` is what the model is called (the directory's name, if empty), `setup` how the engine is run. The chat begins
+    with the first of its adapters.
     """
-    from puna.inference.engine import Engine
-
-    engine = Engine.load(path, threads=threads, dialog=dialog)
+    engine = (setup or Setup()).open(path)
     return chat(engine, name=name or path.resolve().name, options=options, tools=tools)
 
 

@@ -201,7 +201,7 @@ def test_a_stop_string_ends_the_text_before_it_and_none_of_it_is_shown(engine):
 def test_logprob_is_the_sum_over_the_drawn_tokens_at_temperature_one(engine, model, tokenizer):
     sampling = Sampling(temperature=0.7, top_k=5, seed=8, max_tokens=12)
     ids = [tokenizer.bos, *tokenizer.encode("the")]
-    sequence = engine._sequence(Request(prompt="the", sampling=sampling))
+    sequence = engine._reception.sequence(Request(prompt="the", sampling=sampling))
     engine._submit([sequence])
     engine._turns.until(lambda: sequence.done)
     assert len(sequence.drawn) > 3

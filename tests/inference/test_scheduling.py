@@ -30,7 +30,7 @@ def test_a_higher_priority_is_answered_first(tokenizer):
     engine = engine_of("torch", tokenizer, slots=1)
     ended = []
     requests = [Request(prompt="abc", sampling=LONG, priority=p) for p in (0, 5, 1)]
-    sequences = [engine._sequence(request) for request in requests]
+    sequences = [engine._reception.sequence(request) for request in requests]
     engine._submit(sequences)
     while len(ended) < 3:
         so_far = len(ended)
@@ -55,7 +55,7 @@ def test_a_full_queue_says_that_it_is_busy_and_takes_more_when_it_is_not(tokeniz
     running = [engine.stream(Request(prompt=p, sampling=LONG)) for p in "ab"]
     for stream in running:
         next(stream)
-    engine._submit([engine._sequence(Request(prompt="waits", sampling=LONG))])
+    engine._submit([engine._reception.sequence(Request(prompt="waits", sampling=LONG))])
     with pytest.raises(BusyError, match="at most 1"):
         next(engine.stream(Request(prompt="f")))
     with pytest.raises(BusyError):
@@ -112,7 +112,7 @@ def test_one_of_many_samples_may_be_given_up_while_their_prompt_is_read(tokenize
     engine = engine_of("torch", tokenizer, step_tokens=2)
     alone = engine.generate([Request(prompt="x" * 50, sampling=LONG)])[0]
     engine.clear()
-    sequences = [engine._sequence(Request(prompt="x" * 50, sampling=LONG)) for _ in range(3)]
+    sequences = [engine._reception.sequence(Request(prompt="x" * 50, sampling=LONG)) for _ in range(3)]
     engine._submit(sequences)
     engine._turns.until(lambda: sequences[0].cached > 0)
     assert [s.follows for s in sequences] == [None, sequences[0], sequences[0]]

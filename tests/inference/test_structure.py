@@ -116,7 +116,7 @@ def test_guesses_change_nothing_of_an_answer_in_a_form(tokenizer, draft):
 def test_a_form_that_was_asked_for_before_is_not_made_again(engine, monkeypatch):
     form = Structure(kind="regex", text="[0-9]{3}")
     first = ask(engine, form)
-    monkeypatch.setattr(engine._forms, "_make", None)
+    monkeypatch.setattr(engine._reception.forms, "_make", None)
     assert ask(engine, form) == first
 
 

@@ -32,6 +32,7 @@ class ScriptedEngine:
     ):
         self.answer, self.pause_s = answer, pause_s
         self.config = Config(context)
+        self.adapters: tuple[str, ...] = ()
         self.tokenizer = Tokenizer({bytes([i]): i for i in range(256)})
         self.format = dialog_format(self.tokenizer, dialog)
         self.seen: list[Request] = []
@@ -61,6 +62,9 @@ class ScriptedEngine:
 
     def check_form(self, structure: Structure) -> None:
         """Any form will do: none is followed."""
+
+    def figures(self) -> dict[str, int]:
+        return {"cache_tokens": 4096, "guessed": 7}
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [list(self.stream(request))[-1].completion for request in requests]

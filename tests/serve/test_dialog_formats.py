@@ -10,6 +10,7 @@ from scripted_engine import ScriptedEngine
 from puna.chat import Request, Sampling, assistant, tool_result, user
 from puna.errors import ConfigError, PunaError
 from puna.inference.engine import Engine
+from puna.inference.setup import Setup
 from puna.model.checkpoint import save_model
 from puna.model.conversion import convert
 from puna.model.llama import Llama
@@ -99,7 +100,7 @@ def test_a_base_model_completes_and_says_that_it_does_not_chat(llama_1, client, 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the herd\nand the puna\n/show\n")))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), write_through=True))
     sampling = Sampling(temperature=1.0, max_tokens=12)
-    assert chat_command(llama_1, ChatOptions(sampling=sampling, seed=3), dialog="raw") == 0
+    assert chat_command(llama_1, ChatOptions(sampling=sampling, seed=3), setup=Setup(dialog="raw")) == 0
     assert sys.stdout.buffer.getvalue().decode().strip()
     assert "raw" in capsys.readouterr().err
 
