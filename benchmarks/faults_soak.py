@@ -2,6 +2,8 @@
 
     python benchmarks/faults_soak.py                        20 minutes, a fault every 30 s on average
     python benchmarks/faults_soak.py --minutes 3 --mean 15
+    python benchmarks/faults_soak.py --reference FOLDER --only-reference      beforehand: the run without faults
+    python benchmarks/faults_soak.py --reference FOLDER                       then the soak takes its minutes, no more
 
 Moments are a Poisson process's. The run must finish by itself, with the bits of a run without faults; the ledger says
 where its time went. A model of 256 x 16 and a step of about 0.1 s, so that a state has to be written but nothing
@@ -10,6 +12,8 @@ computes for long. Results go to benchmarks/results/faults_soak.json, the pictur
 
 import argparse
 import contextlib
+import hashlib
+import inspect
 import itertools
 import json
 import os
@@ -29,6 +33,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "faults")]
 
+import faults_world  # noqa: E402
+import torch  # noqa: E402
 from faults_world import Started, same_weights, started  # noqa: E402
 from machine import command, processor, revision  # noqa: E402
 
@@ -62,13 +68,18 @@ def main() -> None:
         "--outside", nargs="*", choices=FROM_OUTSIDE, default=list(UNTOUCHED), help="faults that are not a rank's"
     )
     options.add_argument("--out", type=Path, default=RESULTS / "faults_soak.json")
+    options.add_argument("--reference", type=Path, help="folder of the run without faults: made if it is not finished")
+    options.add_argument("--only-reference", action="store_true", help="make the run without faults, and nothing else")
     given = options.parse_args()
+    if given.only_reference and given.reference is None:
+        options.error("--only-reference needs --reference FOLDER")
     draw = random.Random(given.seed)
     steps = int(given.minutes * 60 / STEP_S * TRAINING)  # the rest is what faults and saving will cost
     with tempfile.TemporaryDirectory() as folder:
-        reference, out = Path(folder) / "undisturbed", Path(folder) / "soak"
-        plain = ResilienceConfig(save=SavePolicy(every_steps=10**9, memory_every_steps=0), check_every_steps=0)
-        assert run(reference, None, steps, plain, pause_s=0.0).finish(3600)[0] == 0
+        reference, out = given.reference or Path(folder) / "undisturbed", Path(folder) / "soak"
+        undisturbed(reference, steps)
+        if given.only_reference:
+            return
         with small_disk(out / "work") as is_small:
             given.outside = [kind for kind in given.outside if is_small or kind != "disk full"]
             plan, outside = drawn(draw, steps, given)
@@ -77,6 +88,37 @@ def main() -> None:
             status, said = soak.finish(given.minutes * 180)
             assert status == 0, said
             report(given, out, same_weights(reference, out), len(plan) + len(outside))
+
+
+def undisturbed(folder: Path, steps: int) -> None:
+    """The run without faults, in `folder`: as it lies there, if it is finished; else made, or made to its end.
+
+    Beside it lies what its weights depend on. Exits with what differs, if a run in `folder` is of other settings.
+    """
+    known, settings = folder / "reference.json", weights_depend_on(steps)
+    found = json.loads(known.read_text()) if known.exists() else {}
+    if not found and folder.exists() and any(folder.iterdir()):
+        sys.exit(f"{folder} is not a reference of this soak: it has no {known.name}\nhint: give another folder")
+    differ = {name: (found.get(name), value) for name, value in settings.items() if found and found.get(name) != value}
+    if differ:
+        said = "\n".join(f"  {name}: there {there}, here {here}" for name, (there, here) in differ.items())
+        sys.exit(f"the reference in {folder} is of other settings:\n{said}\nhint: give a folder that does not exist")
+    if found.get("finished") and (folder / "final.pt").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    known.write_text(json.dumps(settings))
+    plain = ResilienceConfig(save=SavePolicy(every_steps=1000, memory_every_steps=0), check_every_steps=0)
+    status, said = run(folder, None, steps, plain, pause_s=0.0).finish(3600)
+    assert status == 0, said
+    known.write_text(json.dumps(settings | {"finished": True}))
+
+
+def weights_depend_on(steps: int) -> dict[str, Any]:
+    """What the last weights of a run come from: its length, what computes, and the text of the training."""
+    training = (faults_world.Run, faults_world.batch, faults_world.gradients, faults_world.step, run)
+    text = "".join(inspect.getsource(part) for part in training) + str(faults_world.ROWS)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"steps": steps, "torch": torch.__version__, "processor": processor(), "training": digest}
 
 
 @contextlib.contextmanager
