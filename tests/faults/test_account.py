@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +116,33 @@ def test_of_two_replicas_the_one_that_comes_out_differently_first_was_wrong():
         for step in range(1, 6):
             trial.note(step, f"{step}")
     assert earliest([trial.first_difference() for trial in ranks]) == [1]
+
+
+def test_a_line_of_the_board_is_never_seen_half_written(tmp_path):
+    """A reader that saw a line without its time would take a healthy rank for one that hangs."""
+    script = """
+import sys
+from pathlib import Path
+from puna.train.resilience.board import Board, Pulse
+pulse = Pulse(Board(Path(sys.argv[1]), 2), 1, attempt=3, every_s=60.0)
+print("ready", flush=True)
+while True:
+    pulse.beat(7, "backward")
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "board")]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    try:
+        assert writer.stdout.readline() == b"ready\n"
+        board, begun = Board(tmp_path / "board", 2), time.monotonic()
+        while board.read(1).step < 0:
+            time.sleep(0.01)
+        for _ in range(50_000):
+            line = board.read(1)
+            assert (line.pid, line.attempt, line.step, line.phase) == (writer.pid, 3, 7, "backward")
+            assert line.beat.alive_s > begun - 60 and line.beat.progress_s > begun - 60
+    finally:
+        writer.kill()
+        writer.wait()
 
 
 def test_the_watch_names_who_is_stuck_and_where(tmp_path):

@@ -107,4 +107,5 @@ class Pulse:
             self.waits(),
             self.phase.encode()[:32],
         )
-        _LINE.pack_into(self.board.memory, self.rank * _SIZE, *line)
+        begin = self.rank * _SIZE
+        self.board.memory[begin : begin + _LINE.size] = _LINE.pack(*line)  # at once: `pack_into` first writes zeros
