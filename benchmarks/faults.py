@@ -38,7 +38,8 @@ from faults_world import SETTINGS, Started, same_weights, started  # noqa: E402
 from machine import command, processor, revision  # noqa: E402
 
 from puna.planner.policies import StragglerPolicy  # noqa: E402
-from puna.train.resilience import inject, ledger  # noqa: E402
+from puna.train.resilience import home, inject, ledger  # noqa: E402
+from puna.train.resilience.board import Board  # noqa: E402
 from puna.train.resilience.durable import DurableTier  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
@@ -47,6 +48,7 @@ START, GAP = 24, 12  # the first fault comes after a state is on disk, and then 
 WORDS = {
     "kill": "kill -9 a rank", "stop": "SIGSTOP a rank", "hang": "a rank waits for ever", "raise": "an exception",
     "abort": "abort", "oom": "out of memory, killed by the kernel", "disk full": "disk full for 25 steps",
+    "full": "no file of rank 0 can grow for 10 steps, on disk or in memory",
     "truncated": "newest state truncated, memory lost", "flipped": "a bit of the newest state flipped, memory lost",
     "missing": "a part of the newest state missing, memory lost", "slow": "a rank is slow", "flip": "a gradient's bit flipped",
     "wrong": "gradients wrong before the sum in 4 steps; one in 4 is checked",
@@ -99,12 +101,16 @@ def planned(kind: str, out: Path, draw: random.Random, steps: int, times: int) -
     if kind == "slow":
         plan = [{**fault, "seconds": 0.06, "steps": GAP - 1} for fault in plan]
         settings = replace(SETTINGS, straggler=StragglerPolicy(window=6, least=4), check_every_steps=2)
+    if kind == "full":
+        plan = [{**fault, "rank": 0, "steps": GAP - 2} for fault in plan]
     if kind == "wrong":
         plan = [{**fault, "times": 4} for fault in plan]
         settings = replace(SETTINGS, recompute_every_steps=4)
     finish(started(out, plan, steps=steps, settings=settings))
     if kind == "slow":
         return [_slow(out, fault) for fault in plan]
+    if kind == "full":
+        return [_no_room(out, fault) for fault in inject.happened(out)]
     return [_trial(out, fault) for fault in inject.happened(out)]
 
 
@@ -127,11 +133,18 @@ def _slow(out: Path, fault: dict[str, Any]) -> Trial:
     return {"detect": said[0]["at"] - begun if said else None, "again": 0.0, "lost": 0}
 
 
+def _no_room(out: Path, fault: dict[str, Any]) -> Trial:
+    """Nothing is lost and nobody waits; the alarm is the first word about a state that could not be kept."""
+    said = [e["at"] for e in ledger.read(out) if e["event"] in ("memory_failed", "save_failed")]
+    found = [at for at in said if at >= fault["wall"]]
+    return {"detect": found[0] - fault["wall"] if found else None, "again": 0.0, "lost": 0}
+
+
 def disk_full(kind: str, out: Path, draw: random.Random, steps: int, times: int) -> list[Trial]:
-    """The states' folder is a small file system, which is filled, and emptied 25 steps later."""
+    """The run's folder, with all that is written there, is a small file system: it is filled, and emptied 25 steps later."""
     trials: list[Trial] = []
-    (out / "work").mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(out / "work")], capture_output=True)
+    out.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(out)], capture_output=True)
     if mounted.returncode:
         print("disk full: left out, this user may not mount a small file system", flush=True)
         finish(started(out, steps=steps))
@@ -139,25 +152,34 @@ def disk_full(kind: str, out: Path, draw: random.Random, steps: int, times: int)
     try:
         for _ in range(times):
             trials.append(_fill_disk(out, draw, steps))
+        final = (out / "final.pt").read_bytes()
     finally:
-        subprocess.run(["umount", "-l", str(out / "work")], check=True)
+        subprocess.run(["umount", "-l", str(out)], check=True)
+    (out / "final.pt").write_bytes(final)
     return trials
 
 
 def _fill_disk(out: Path, draw: random.Random, steps: int) -> Trial:
-    for path in [*out.glob("*"), *(out / "work").glob("*")]:
-        if path.name != "work":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in out.glob("*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     run = started(out, steps=steps, pause_s=0.03)
     run.await_step(START + draw.randrange(5))
-    filled, ballast, first = time.time(), out / "work" / "ballast", run.step()
-    with contextlib.suppress(OSError):
-        ballast.write_bytes(b"\0" * (4 << 20))
-    run.await_step(first + 25)
+    filled, ballast, first = time.time(), out / "ballast", progress(out)
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    while progress(out) < first + 25 and run.process.poll() is None:
+        time.sleep(0.02)
     ballast.unlink()
     finish(run)
     failed = next((e["at"] for e in ledger.read(out) if e["event"] == "save_failed" and e["at"] > filled), None)
     return {"detect": None if failed is None else failed - filled, "again": 0.0, "lost": 0}
+
+
+def progress(out: Path) -> int:
+    """The step of rank 0, from the board: the ledger on a full disk has to wait."""
+    (board,) = home.open_root(home.run_id(out), out).glob("*/board")
+    return Board(board, 4).read(0).step
 
 
 def asked_to_end(kind: str, out: Path, draw: random.Random, steps: int, times: int) -> list[Trial]:
@@ -226,7 +248,7 @@ MEASURES: dict[str, Callable[..., list[Trial]]] = {
 
 def finish(run: Started) -> None:
     status, said = run.finish()
-    assert status == 0, said
+    assert status == 0, f"exit status {status}: {said}"
 
 
 def flipped_bits(folder: Path, draw: random.Random) -> dict[str, int]:

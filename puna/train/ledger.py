@@ -6,8 +6,7 @@ how they were shared out: two runs with the same seed on different numbers of ra
 """
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import xxhash
 
 from puna.errors import DataError
 from puna.parallel.placement import Batch
+from puna.train.journal import Journal
 
 NAME = "samples-{rank:05d}.jsonl"
 _SUMS = 1 << 64
@@ -36,33 +36,36 @@ class Ledger:
 
     def __init__(self, folder: Path, rank: int, ranks: int, *, keeps: bool = True):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.rank, self.ranks, self.keeps = folder, rank, ranks, keeps
+        self.folder, self.rank, self.ranks = folder, rank, ranks
         self.path = folder / NAME.format(rank=rank)
-        self._file = (self.path if keeps else Path(os.devnull)).open("ab")
+        self._file = Journal(self.path) if keeps else None
 
     def take(self, step: int, numbers: range, batches: Sequence[Batch]) -> None:
         """Step `step` computes the samples `numbers`, which the batches hold in this order."""
-        if not self.keeps:
+        if self._file is None:
             return
         line = {"step": step, "first": numbers.start, "every": numbers.step, "count": len(numbers)}
         line["content"] = f"{content(numbers, batches):016x}"
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.add(json.dumps(line).encode())
 
     def cut(self, step: int) -> None:
         """Forget what step `step` and later ones took, also on ranks that are no more."""
-        self._file.flush()
-        if not self.keeps:
+        if self._file is None:
             return
+        self._file.cut(_before(self._file.read().splitlines(keepends=True), step))
         for path in sorted(self.folder.glob(NAME.format(rank=0).replace("00000", "*"))):
-            if int(path.stem.split("-")[1]) % self.ranks == self.rank:
-                _cut(path, step)
+            if int(path.stem.split("-")[1]) % self.ranks == self.rank and path != self.path:
+                with path.open("r+b") as file:
+                    file.truncate(_before(file, step))
 
     def flush(self) -> None:
         """Bring the lines to the disk."""
-        self._file.flush()
+        if self._file is not None:
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def content(numbers: Sequence[int], batches: Sequence[Batch]) -> int:
@@ -99,12 +102,11 @@ def audit(folder: Path, passed: Sequence[Sequence[int]] = ()) -> Audit:
     )
 
 
-def _cut(path: Path, step: int) -> None:
-    """Drop the lines of step `step` and later, and one that a kill left unfinished."""
+def _before(lines: Iterable[bytes], step: int) -> int:
+    """The length of the lines before step `step`, without one that a kill left unfinished."""
     kept = 0
-    with path.open("r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] >= step:
-                break
-            kept += len(line)
-        file.truncate(kept)
+    for line in lines:
+        if not line.endswith(b"\n") or json.loads(line)["step"] >= step:
+            break
+        kept += len(line)
+    return kept

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from puna.train.journal import Journal
+
 
 class MetricsLog:
     """The log of a run; without a path (on ranks that only help) nothing is written."""
@@ -12,7 +14,7 @@ class MetricsLog:
         self.path = path
 
     def __enter__(self) -> "MetricsLog":
-        self.file = self.path.open("a+b") if self.path else None
+        self.file = Journal(self.path) if self.path else None
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -22,21 +24,17 @@ class MetricsLog:
     def cut(self, length: int) -> None:
         """Forget what was logged after the first `length` bytes."""
         if self.file:
-            self.file.truncate(length)
-            self.file.seek(0, 2)
+            self.file.cut(length)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add a line; numbers with six digits."""
         rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in record.items()}
         if self.file:
-            self.file.write(json.dumps(rounded).encode() + b"\n")
+            self.file.add(json.dumps(rounded).encode())
 
     def flush(self) -> int:
         """Bring the log to the disk; its length."""
-        if not self.file:
-            return 0
-        self.file.flush()
-        return self.file.tell()
+        return self.file.flush() if self.file else 0
 
     def summary(self) -> dict[str, Any]:
         """What the manifest says of the run: ends of the curves, tokens, median speed."""

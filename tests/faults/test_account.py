@@ -1,7 +1,9 @@
 """Small parts: the account of a run's time adds up, comparisons name the right rank, the watch the one that hangs."""
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -11,7 +13,8 @@ import pytest
 
 from puna.errors import ArtifactError
 from puna.planner.policies import DetectPolicy, EvictionPolicy
-from puna.train.resilience import goodput, ledger, nodes
+from puna.train.journal import Journal
+from puna.train.resilience import goodput, inject, ledger, nodes
 from puna.train.resilience.board import Board, Pulse
 from puna.train.resilience.replicas import Comparison, Trial, earliest, outliers
 from puna.train.resilience.watch import Watch, innermost
@@ -116,6 +119,47 @@ def test_of_two_replicas_the_one_that_comes_out_differently_first_was_wrong():
         for step in range(1, 6):
             trial.note(step, f"{step}")
     assert earliest([trial.first_difference() for trial in ranks]) == [1]
+
+
+@contextlib.contextmanager
+def full_disk(most_bytes):
+    """No file grows beyond so many bytes."""
+    inject.limit_files(most_bytes)
+    try:
+        yield
+    finally:
+        inject.limit_files(resource.RLIM_INFINITY)
+
+
+def test_events_wait_while_the_disk_is_full(tmp_path):
+    book = ledger.Ledger(tmp_path)
+    book.write("begin")
+    with full_disk((tmp_path / ledger.LEDGER).stat().st_size + 10):  # the next line is cut short
+        for step in range(3):
+            book.write("step", step=step)
+    book.write("end")
+    found = [(event["event"], event.get("step")) for event in ledger.read(tmp_path)]
+    assert found == [("begin", None), ("step", 0), ("step", 1), ("step", 2), ("end", None)]
+
+
+def test_lines_of_a_journal_wait_while_the_disk_is_full_and_can_be_cut_meanwhile(tmp_path):
+    journal = Journal(tmp_path / "lines")
+    journal.add(b"one")
+    assert journal.flush() == 4
+    with full_disk(6):
+        journal.add(b"two")
+        assert journal.flush() == 8 and (tmp_path / "lines").read_bytes() == b"one\ntw"
+        journal.add(b"three")
+        assert journal.read() == b"one\ntwo\nthree\n"
+        journal.cut(8)
+    journal.add(b"four")
+    assert journal.flush() == 13 and (tmp_path / "lines").read_bytes() == b"one\ntwo\nfour\n"
+    journal.cut(4)
+    journal.close()
+    (tmp_path / "lines").write_bytes(b"one\ntw")  # the rest died with the process that could not write it
+    journal = Journal(tmp_path / "lines")
+    journal.cut(13)
+    assert journal.read() == b"one\n"
 
 
 def test_a_line_of_the_board_is_never_seen_half_written(tmp_path):

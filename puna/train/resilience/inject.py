@@ -8,6 +8,7 @@ their own. The time of each is written to `injected.jsonl`, from which detection
     kill    SIGKILL to itself                    stop    SIGSTOP to itself        hang   waits for ever
     raise   an exception                         abort   os.abort                 oom    takes memory until it is killed
     slow    `seconds` more in each of `steps`, in its forward pass
+    full    for `steps` steps no file of this rank can grow, as if every disk were full (RLIMIT_FSIZE)
     flip    a bit of a gradient, after the ranks exchanged them
     wrong   a bit of what this rank brings to the sum of gradients; `times` times on end, on one `node` or on any
     nan     the batch of one step, computed once or (with "stays") whenever that step comes
@@ -40,6 +41,7 @@ PLANNED = (
     "abort",
     "oom",
     "slow",
+    "full",
     "flip",
     "wrong",
     "nan",
@@ -119,6 +121,9 @@ def at(step: int, phase: str, model: torch.nn.Module) -> None:
     _now, rank = step, int(os.environ.get("RANK", "0"))
     if phase == "backward":
         _spoil_batches(step)
+    if _full_until and step >= min(_full_until):
+        _full_until.clear()
+        limit_files(resource.RLIM_INFINITY)
     for fault in _plan:
         if _is_due(fault, step, rank) and phase == fault.get("phase", _phase(fault["kind"])):
             _mark(fault)
@@ -139,6 +144,7 @@ def spoil(step: int, batch: torch.Tensor, rank: int | None = None) -> torch.Tens
     return batch
 
 
+_full_until: list[int] = []  # the step from which files can grow again
 _data_rank: list[int] = []
 _batches: list[Any] = []  # of the real loop's step
 _healthy: list[tuple[torch.Tensor, torch.Tensor]] = []  # what was spoilt, and what it was
@@ -235,6 +241,9 @@ def _do(fault: dict[str, Any], model: torch.nn.Module) -> None:
         os.abort()
     elif kind == "oom":
         exhaust_memory()
+    elif kind == "full":
+        _full_until.append(fault["step"] + fault.get("steps", 10))
+        limit_files(0)
     elif kind == "flip":
         flip_gradient(model, random.Random(fault["id"]))
     elif kind in ("flipped", "truncated", "missing"):
@@ -247,6 +256,12 @@ def hang() -> None:
     """Wait for what never comes, with the heart beating on."""
     while True:
         time.sleep(3600)
+
+
+def limit_files(most_bytes: int) -> None:
+    """From now on no file of this process grows beyond `most_bytes`: what is written after that is an `OSError`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if most_bytes == resource.RLIM_INFINITY else most_bytes, hard))
 
 
 def exhaust_memory() -> None:

@@ -164,5 +164,5 @@ class Keeping:
                 self.saver.publish_now(slot, seal)
 
     def _note(self, event: str, **values: Any) -> None:
-        if event in ("save_failed", "durable"):
+        if event in ("memory_failed", "save_failed", "durable"):
             self.tell.ledger(event, **values)

@@ -30,16 +30,29 @@ CATEGORIES = [
 
 
 class Ledger:
-    """Writes events; lines are appended whole, so several processes may write."""
+    """Writes events; lines are appended whole, so several processes may write.
+
+    A disk that is full stops nobody: lines wait in this process until there is room, and are lost only if it dies.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / LEDGER
         self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._waiting: list[bytes] = []
 
     def write(self, event: str, **values: Any) -> None:
         """Note that `event` ended now."""
         line = json.dumps({"at": round(values.pop("at", None) or time.time(), 4), "event": event, **values})
-        os.write(self.descriptor, line.encode() + b"\n")
+        self._waiting.append(line.encode() + b"\n")
+        try:
+            while self._waiting:
+                line = self._waiting[0]
+                if os.write(self.descriptor, line) < len(line):  # cut short: whole once more, on a line of its own
+                    self._waiting[0] = b"\n" + line.lstrip(b"\n")
+                    return
+                del self._waiting[0]
+        except OSError:
+            return
 
     def close(self) -> None:
         """Write no more."""

@@ -1,5 +1,6 @@
 """What happened on which node: a line per fault, kept across restarts, so that a node with a history is left out."""
 
+import contextlib
 import json
 import time
 from collections import defaultdict
@@ -11,8 +12,8 @@ HISTORY = "nodes.jsonl"
 
 
 def note(folder: Path, node: str, kind: str) -> None:
-    """Something happened on `node`: a kind of `policies.POINTS`."""
-    with (folder / HISTORY).open("a") as file:
+    """Something happened on `node`: a kind of `policies.POINTS`. Where the disk is full it is forgotten."""
+    with contextlib.suppress(OSError), (folder / HISTORY).open("a") as file:
         file.write(json.dumps({"at": round(time.time(), 3), "node": node, "kind": kind}) + "\n")
 
 

@@ -27,6 +27,7 @@ class Saver:
         self.memory, self.durable, self.report, self.sharing = memory, durable, report, sharing
         self.newest: tuple[int | None, Seal] | None = None  # slot and seal of the last copy; no slot: no room for it
         self.failure: BaseException | None = None  # of copying
+        self._no_room = False  # the last copy to memory failed
         self._orders: queue.Queue[Snapshot] = queue.Queue()
         self._queue: queue.Queue[tuple[int, Seal] | None] = queue.Queue()
         threading.Thread(target=self._copy_all, name="memory", daemon=True).start()
@@ -90,11 +91,19 @@ class Saver:
         try:
             kept = self.memory.save(snapshot)
         except OSError as error:  # memory is full
-            self.report("memory_failed", step=snapshot.step, why=error.strerror or str(error))
+            self._say_no_room(snapshot.step, error.strerror or str(error))
             kept = None
         if kept is not None:
+            self._no_room = False
             return kept
         return None, self.memory.seal_of(snapshot, image.hash_of(snapshot))  # replicas can be compared all the same
+
+    def _say_no_room(self, step: int, reason: str) -> None:
+        """Once, until there is room again: it may be every step."""
+        if not self._no_room:
+            log.warn(f"step {step} could not be copied to memory: {reason}; training goes on, trying at each step")
+            self.report("memory_failed", step=step, why=reason)
+        self._no_room = True
 
     def _await_slot(self) -> None:
         while len(self.memory.busy) >= 2:
