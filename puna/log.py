@@ -4,15 +4,18 @@ Results go to stdout by `print`; nothing else does. On a terminal a long task sh
 left; in a file or a CI log it shows a plain line at most every ten seconds.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 PLAIN_LINE_EVERY_S = 10.0
 _hushed = False
+_beside = False
+_showing: list[Any] = []  # the console of a bar: lines must go through it, or they tear it
 
 
 def hush() -> None:
@@ -21,16 +24,29 @@ def hush() -> None:
     _hushed = True
 
 
+def beside_a_bar() -> None:
+    """A child of this process may be showing a bar on this terminal: from now on its line is wiped before ours."""
+    global _beside
+    _beside = True
+
+
+def mend_terminal(text: str = "") -> None:
+    """Wipe the line of another process's bar, show the cursor, which a bar hides, and say `text`: all at once."""
+    wipe = "\r\x1b[2K\x1b[?25h" if sys.stderr.isatty() else ""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(wipe + text)
+        sys.stderr.flush()
+
+
 def info(text: str) -> None:
     """One line of news."""
-    if _hushed:
-        return
-    _console().print(text, markup=False, highlight=False)
+    if not _hushed:
+        _print(text)
 
 
 def warn(text: str) -> None:
     """One line that the user should not miss, though work goes on."""
-    _console().print(f"warning: {text}", markup=False, highlight=False, style="yellow")
+    _print(f"warning: {text}", style="yellow")
 
 
 def duration(seconds: float) -> str:
@@ -80,7 +96,8 @@ class Progress:
             bar.update(task, completed=self.done, note=self.text)
         elif time.monotonic() - self.printed >= PLAIN_LINE_EVERY_S:
             self.printed = time.monotonic()
-            print(self.line(), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(self.line(), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -121,10 +138,23 @@ def _bar(task: Progress) -> Iterator[None]:
     )
     with RichProgress(*columns, console=_console(), transient=True) as bar:
         task._bar = bar, bar.add_task(task.label, total=task.total, completed=task.done, note="")
+        _showing.append(bar.console)
         try:
             yield
         finally:
+            _showing.pop()
             task._bar = None
+
+
+def _print(text: str, **style: Any) -> None:
+    """A line to stderr. Where nobody can take it (a file on a full disk, a terminal that is gone) work goes on."""
+    console, how = _showing[-1] if _showing else _console(), {"markup": False, "highlight": False, **style}
+    with contextlib.suppress(OSError):
+        if not _beside:
+            return console.print(text, **how)
+        with console.capture() as line:
+            console.print(text, **how)
+        mend_terminal(line.get())
 
 
 def _console():

@@ -7,7 +7,6 @@ then raise; here lines wait in memory until there is room again, and are lost on
 import os
 from pathlib import Path
 
-
 _AT_ONCE = 8192  # bytes that are written together, unless somebody wants them earlier
 
 

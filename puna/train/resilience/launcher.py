@@ -4,6 +4,7 @@ It is the parent of both, so that either can die and be started again without th
 everything along; the same command then goes on from the newest state, which may still lie in shared memory.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -54,10 +55,11 @@ class _Launcher:
         self.deaths = 0
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        log.beside_a_bar()
         self.zygote = self._start_zygote()
         self.supervisor = self._start_supervisor()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
         try:
             while True:
                 status = self._await_death()
@@ -66,12 +68,14 @@ class _Launcher:
         finally:
             self.zygote.kill()
             self.zygote.wait()
+            log.mend_terminal()  # rank 0 may have been killed, and its bar stays
 
     def _ask(self, number: int, _frame: object) -> None:
         if not self.asked:
             log.info("saving, then ending ...")
         self.asked = True
-        os.kill(self.supervisor, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it is just being started again, and will be told then
+            os.kill(self.supervisor, signal.SIGTERM)
 
     def _start_zygote(self) -> subprocess.Popen:
         (self.root / "zygote").unlink(missing_ok=True)

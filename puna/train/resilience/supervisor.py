@@ -83,13 +83,21 @@ class Supervisor:
             print(f"error: the run was stopped: {restart.why}\nhint: {self._hint(fault)}", file=sys.stderr)
             self._end("gave up")
             return 1
-        if restart.wait_s:
-            log.info(f"waiting {restart.wait_s:.0f} s before the next start")
-            time.sleep(restart.wait_s)
+        if not self._wait(restart.wait_s):
+            return self._end("asked to")
         if fault.kind == "zygote":
             self.line.connect()
         self._start()
         return None
+
+    def _wait(self, seconds: float) -> bool:
+        """Let time pass before a start; False if the run was asked to end meanwhile."""
+        if seconds >= 1:
+            log.info(f"waiting {seconds:.0f} s before the next start")
+        deadline = time.monotonic() + seconds
+        while not self.asked and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, TICK_S))
+        return not self.asked
 
     def _hint(self, fault: Fault) -> str:
         return f"the last fault was: {fault.first_line or fault.kind}; logs in {self._logs()}"
@@ -101,7 +109,8 @@ class Supervisor:
             whose = f", rank {fault.rank}" if fault.rank is not None else ""
             log.warn(f"step {step}: {fault.kind}{whose}: {fault.first_line}")
         if fault.stack:
-            (self._logs() / f"stack-attempt-{self.attempt}-rank-{fault.rank}.txt").write_text(fault.stack)
+            with contextlib.suppress(OSError):  # the disk may be full
+                (self._logs() / f"stack-attempt-{self.attempt}-rank-{fault.rank}.txt").write_text(fault.stack)
         values = {"rank": fault.rank, "node": node, "step": step, "attempt": self.attempt, "why": fault.why[:2000]}
         self.ledger.write("fault", kind=fault.kind, since=since, **values)
         if node is not None and fault.kind != "user":
@@ -226,6 +235,7 @@ class Supervisor:
                     if "exited" in message and self.ranks.get(message["rank"]) == message["exited"]:
                         del self.ranks[message["rank"]]
         self.ranks.clear()
+        log.mend_terminal()  # rank 0's bar
 
     # --- leaving
 
