@@ -4,7 +4,9 @@ A disk that is full must not stop a training. Python's own files keep a few kilo
 then raise; here lines wait in memory until there is room again, and are lost only if the process dies before.
 """
 
+import contextlib
 import os
+import threading
 from pathlib import Path
 
 _AT_ONCE = 8192  # bytes that are written together, unless somebody wants them earlier
@@ -17,21 +19,22 @@ class Journal:
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._waiting = bytearray()
+        self._lock = threading.RLock()  # a signal's thread saves in the middle of a step
 
     def add(self, line: bytes) -> None:
         """One more line, without its end."""
-        self._waiting += line + b"\n"
-        if len(self._waiting) >= _AT_ONCE:
-            self.flush()
+        with self._lock:
+            self._waiting += line + b"\n"
+            if len(self._waiting) >= _AT_ONCE:
+                self.flush()
 
     def flush(self) -> int:
         """Write what waits, as far as there is room; the length of all lines, in bytes."""
-        try:
-            while self._waiting:
-                del self._waiting[: os.write(self._descriptor, self._waiting)]
-        except OSError:  # no room: the rest waits
-            pass
-        return os.fstat(self._descriptor).st_size + len(self._waiting)
+        with self._lock:
+            with contextlib.suppress(OSError):  # no room: the rest waits
+                while self._waiting:
+                    del self._waiting[: os.write(self._descriptor, self._waiting)]
+            return os.fstat(self._descriptor).st_size + len(self._waiting)
 
     def read(self) -> bytes:
         """All lines, also those that wait."""
@@ -39,11 +42,12 @@ class Journal:
 
     def cut(self, length: int) -> None:
         """Keep the first `length` bytes; all that is whole, where lines were lost and the file is shorter."""
-        written = self.flush() - len(self._waiting)
-        if length > written + len(self._waiting):
-            length = self.read().rfind(b"\n") + 1
-        del self._waiting[max(0, length - written) :]
-        os.ftruncate(self._descriptor, min(length, written))
+        with self._lock:
+            written = self.flush() - len(self._waiting)
+            if length > written + len(self._waiting):
+                length = self.read().rfind(b"\n") + 1
+            del self._waiting[max(0, length - written) :]
+            os.ftruncate(self._descriptor, min(length, written))
 
     def close(self) -> None:
         """Write what can be written, and no more."""

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,17 @@ def test_events_wait_while_the_disk_is_full(tmp_path):
     book.write("end")
     found = [(event["event"], event.get("step")) for event in ledger.read(tmp_path)]
     assert found == [("begin", None), ("step", 0), ("step", 1), ("step", 2), ("end", None)]
+
+
+def test_threads_share_a_ledger(tmp_path):
+    book, before = ledger.Ledger(tmp_path), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda step: book.write("step", step=step), range(2000)))
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(event["step"] for event in ledger.read(tmp_path)) == list(range(2000))
 
 
 def test_lines_of_a_journal_wait_while_the_disk_is_full_and_can_be_cut_meanwhile(tmp_path):

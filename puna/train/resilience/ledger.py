@@ -14,8 +14,10 @@ time on the wall by construction:
 Goodput is the share of training in all that; what a supervisor could not help (down) is shown, and left out.
 """
 
+import contextlib
 import json
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -39,20 +41,23 @@ class Ledger:
         self.path = folder / LEDGER
         self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._waiting: list[bytes] = []
+        self._lock = threading.Lock()
 
     def write(self, event: str, **values: Any) -> None:
         """Note that `event` ended now."""
         line = json.dumps({"at": round(values.pop("at", None) or time.time(), 4), "event": event, **values})
-        self._waiting.append(line.encode() + b"\n")
-        try:
-            while self._waiting:
-                line = self._waiting[0]
-                if os.write(self.descriptor, line) < len(line):  # cut short: whole once more, on a line of its own
-                    self._waiting[0] = b"\n" + line.lstrip(b"\n")
-                    return
-                del self._waiting[0]
-        except OSError:
-            return
+        with self._lock:  # the threads that save write, too
+            self._waiting.append(line.encode() + b"\n")
+            with contextlib.suppress(OSError):
+                self._write_what_waits()
+
+    def _write_what_waits(self) -> None:
+        while self._waiting:
+            line = self._waiting[0]
+            if os.write(self.descriptor, line) < len(line):  # cut short: whole once more, on a line of its own
+                self._waiting[0] = b"\n" + line.lstrip(b"\n")
+                return
+            del self._waiting[0]
 
     def close(self) -> None:
         """Write no more."""
