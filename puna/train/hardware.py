@@ -57,17 +57,32 @@ def _large_pages(libc: ctypes.CDLL) -> None:
         ahead //= 2
 
 
-@functools.cache
-def peak_flops() -> float:
+_reached = 0.0  # FLOP/s of the fastest step so far
+
+
+def peak_flops(reached: float = 0.0) -> float:
     """The most bf16 FLOP/s that one process can do, on its GPU or its threads.
 
-    From the table for known accelerators, else by a short measurement.
+    From the table for known accelerators, else the most that this process has seen: in a short measurement, which comes
+    out too low while others use the machine, or in a step that `reached` more.
     """
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        known = next((peak for part, peak in _ACCELERATOR_PEAK.items() if part in name), None)
-        if known is not None:
-            return known
+    global _reached
+    known = _known_peak()
+    if known is not None:
+        return known
+    _reached = max(_reached, reached)
+    return max(_measured_peak(), _reached)
+
+
+def _known_peak() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in _ACCELERATOR_PEAK.items() if part in name), None)
+
+
+@functools.cache
+def _measured_peak() -> float:
     size = 1024
     a = torch.randn(size, size).bfloat16()
     best = float("inf")

@@ -4,6 +4,9 @@
     mfu_full  the same with every pair of tokens counted, as torchtitan and the PaLM paper do
     hfu       all FLOPs that were done, recomputation of activations included
 
+Where no data sheet says it, the peak is measured, and raised when a step is faster than what was measured: `mfu` and `hfu`
+stay below one, `mfu_full` may not, since it counts pairs of tokens that nobody computes.
+
 The two conventions of MFU differ by an eighth for 8B at 8K tokens, and by two fifths at 128K: say which.
 """
 
@@ -28,14 +31,15 @@ def measure(run: Run, batches: Sequence[Batch], seconds: float) -> dict[str, flo
         for causal in (True, False)
     )
     again = ranks * sum(B * T * recomputed_flops_per_token(config, T, run.config.speed.recompute) for B, T in shapes)
-    could = seconds * hardware.peak_flops() * run.placement.world
+    done = causal + again
+    could = seconds * run.placement.world * hardware.peak_flops(done / seconds / run.placement.world)
     return {
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_s": tokens / seconds,
         "mfu": causal / could,
         "mfu_full": full / could,
-        "hfu": (causal + again) / could,
+        "hfu": done / could,
     }
 
 

@@ -12,6 +12,7 @@ from puna.errors import ConfigError, MissingExtra
 from puna.model.llama import Llama
 from puna.model.sizes import SIZES
 from puna.parallel.whole import Whole
+from puna.train import hardware
 from puna.train.accelerate import SpeedConfig, accelerate, recomputed_flops_per_token, require_float8, to_float8
 from puna.train.objectives.rows import Rows, next_token_loss
 
@@ -65,6 +66,15 @@ def test_compiled_blocks_give_the_same_numbers():
     assert found[0] == pytest.approx(expected[0], abs=1e-3)
     for name, gradient in expected[1].items():
         assert (found[1][name] - gradient).norm() < 0.05 * gradient.norm(), name
+
+
+def test_a_step_that_is_faster_than_the_measured_peak_raises_it_and_no_data_sheet_s(monkeypatch):
+    monkeypatch.setattr(hardware, "_measured_peak", lambda: 5e9)  # on a machine that others used
+    monkeypatch.setattr(hardware, "_reached", 0.0)
+    monkeypatch.setattr(hardware, "_known_peak", lambda: None)
+    assert [hardware.peak_flops(reached) for reached in (1e9, 8e9, 2e9)] == [5e9, 8e9, 8e9]
+    monkeypatch.setattr(hardware, "_known_peak", lambda: 6e9)
+    assert hardware.peak_flops(7e9) == 6e9
 
 
 def test_float8_is_refused_where_it_cannot_run():
