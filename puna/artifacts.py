@@ -51,7 +51,8 @@ MANIFEST = "manifest.json"
 BEGUN = ".begun.json"
 WORK = "work"
 MEASUREMENTS = ("metrics.jsonl",)  # holds speeds, which differ from run to run: kept and hashed, but not identity
-JOURNALS = ("ledger.jsonl", "nodes.jsonl", "goodput.svg")  # what happened to a run, told after its end too: not content
+# What happened to a run and what somebody watched of it, told after its end too: not content. A folder ends in "/".
+JOURNALS = ("ledger.jsonl", "nodes.jsonl", "goodput.svg", "watch.html", "tensorboard/")
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ def _complete(out: Path, request: dict[str, Any], metrics: dict[str, Any], start
     files = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = path.relative_to(out).as_posix()
-        if name not in (MANIFEST, BEGUN, *JOURNALS) and not name.startswith(f"{WORK}/") and not name.endswith(".tmp"):
+        told = name in JOURNALS or f"{name.partition('/')[0]}/" in (*JOURNALS, f"{WORK}/")
+        if name not in (MANIFEST, BEGUN) and not told and not name.endswith(".tmp"):
             files[name] = {"size": path.stat().st_size, "hash": hash_file(path)}
     inputs = {role: [i["digest"] for i in given] for role, given in request["inputs"].items()}
     content = {name: f["hash"] for name, f in files.items() if name not in MEASUREMENTS}

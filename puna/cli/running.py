@@ -27,6 +27,9 @@ def add(commands: Any, add_command: Any) -> None:
         "example:\n  puna watch out/pretrain         open out/pretrain/watch.html in a browser; it reads itself again",
     )
     watch.add_argument("path", type=Path, help="the run's folder, while it runs or afterwards")
+    watch.add_argument(
+        "--tensorboard", action="store_true", help="also write the curves for TensorBoard, to PATH/tensorboard"
+    )
     watch.add_argument("--once", action="store_true", help="write the page as the run is now, and end")
     drain = add_command(
         commands,
@@ -57,12 +60,18 @@ def _goodput(options: argparse.Namespace) -> int:
 
 def _watch(options: argparse.Namespace) -> int:
     from puna.train.resilience import page
+    from puna.train.resilience.curves import Curves
 
     print(page.write(options.path))
-    while not options.once and not page.is_over(options.path):
-        time.sleep(page.AGAIN_S)
+    curves = Curves(options.path) if options.tensorboard else None
+    while True:
+        over = options.once or page.is_over(options.path)
         page.write(options.path)
-    return 0
+        if curves is not None:
+            curves.follow()
+        if over:
+            return 0
+        time.sleep(page.AGAIN_S)
 
 
 def _drain(options: argparse.Namespace) -> int:

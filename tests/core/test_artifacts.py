@@ -45,6 +45,15 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
     assert not (tmp_path / "a" / artifacts.WORK).exists()
 
 
+def test_what_somebody_watched_of_a_run_is_no_content(tmp_path):
+    calm = shout(Config(), None, out=tmp_path / "calm")
+    (tmp_path / "watched" / "tensorboard").mkdir(parents=True)
+    for name in ("watch.html", "tensorboard/events", "ledger.jsonl"):
+        (tmp_path / "watched" / name).write_text("before")
+    watched = shout(Config(), None, out=tmp_path / "watched")
+    assert watched.digest == calm.digest and list(watched.manifest["files"]) == ["text"]
+
+
 def test_another_configuration_under_the_same_name_stops_and_shows_the_fields(tmp_path):
     shout(Config(), None, out=tmp_path / "a")
     with pytest.raises(ArtifactError) as error:
