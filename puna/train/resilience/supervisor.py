@@ -137,8 +137,8 @@ class Supervisor:
             (self.root / node).mkdir(exist_ok=True)
             Board(self.root / node / "board", job.processes).clear()
             shutil.rmtree(self.root / node / "errors", ignore_errors=True)
+        self._remember()  # before anybody sees this number: another supervisor must not use it again
         self.ledger.write("attempt", attempt=self.attempt, nodes=sorted(set(self.places)), left_out=out)
-        self._remember()  # before the first fork: another supervisor must not start ranks under this number
         for rank in range(job.processes):
             self._fork(rank)
         self._await_forks()
