@@ -104,6 +104,42 @@ def test_asked_to_end_in_the_middle_of_a_step_it_saves_and_goes_on_later(undistu
 
 
 @slow
+def test_asked_to_end_while_it_waits_before_a_restart_it_ends_at_once(tmp_path):
+    plan = [{"kind": "raise", "step": 5, "rank": 1} for _ in range(12)]
+    settings = replace(SETTINGS, restart=replace(SETTINGS.restart, first_wait_s=250.0))
+    run = started(tmp_path, plan, settings=settings)
+    deadline = time.monotonic() + 200
+    while "waiting 250 s" not in run.said() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish(100)[0] == 143
+    assert ledger.read(tmp_path)[-1]["why"] == "asked to"
+
+
+@slow
+def test_asked_to_end_by_a_signal_to_its_supervisor_it_saves_and_goes_on_later(undisturbed, tmp_path):
+    run = started(tmp_path, pause_s=0.1)
+    run.await_step(7)
+    os.kill(next(e["pid"] for e in ledger.read(tmp_path) if e["event"] == "begin"), signal.SIGTERM)
+    assert run.finish()[0] == 143 and list((tmp_path / "work").glob("state-*/state.json"))
+    assert started(tmp_path).finish()[0] == 0
+    assert same_weights(undisturbed, tmp_path)
+
+
+@slow
+def test_no_file_can_grow_and_the_run_goes_on(undisturbed, tmp_path):
+    """Neither states nor the ledger nor anything in memory, over a save; and a rank is killed meanwhile."""
+    plan = [{"kind": "full", "step": 34, "rank": 0, "steps": 15}, {"kind": "kill", "step": 43, "rank": 2}]
+    status, said = started(tmp_path, plan).finish()
+    assert status == 0, said
+    assert same_weights(undisturbed, tmp_path)
+    events = ledger.read(tmp_path)
+    assert "could not be copied to memory" in said and any(e["event"] == "memory_failed" for e in events)
+    assert [f["kind"] for f in faults(tmp_path)] == ["killed"]
+    assert 32 <= [e["step"] for e in events if e["event"] == "restored"][-1] <= 35
+
+
+@slow
 def test_a_killed_supervisor_is_replaced_and_the_ranks_go_on(undisturbed, tmp_path):
     run = started(tmp_path, pause_s=0.05)
     run.await_step(10)
@@ -210,7 +246,7 @@ def test_bad_data_is_skipped_then_rolled_back_past_then_the_rate_is_lowered(tmp_
     assert status == 1 or status == 65, said
     actions = [e["action"] for e in ledger.read(tmp_path) if e["event"] == "verdict"]
     assert [a for a in actions if a != "again"] == [
-        "skip", "roll_back", "skip", "lower_rate", "skip", "stop",
+        "skip", "roll_back", "skip", "lower_rate", "skip", "roll_back", "skip", "stop",
     ]  # fmt: skip
     assert "the loss is nan" in said
 
