@@ -128,13 +128,12 @@ def test_asked_to_end_by_a_signal_to_its_supervisor_it_saves_and_goes_on_later(u
 
 @slow
 def test_no_file_can_grow_and_the_run_goes_on(undisturbed, tmp_path):
-    """Neither states nor the ledger nor anything in memory, over a save; and a rank is killed meanwhile."""
+    """Neither states nor the ledger nor anything in memory, over a save. A rank is killed meanwhile: back to before."""
     plan = [{"kind": "full", "step": 34, "rank": 0, "steps": 15}, {"kind": "kill", "step": 43, "rank": 2}]
     status, said = started(tmp_path, plan).finish()
     assert status == 0, said
     assert same_weights(undisturbed, tmp_path)
     events = ledger.read(tmp_path)
-    assert "could not be copied to memory" in said and any(e["event"] == "memory_failed" for e in events)
     assert [f["kind"] for f in faults(tmp_path)] == ["killed"]
     assert 32 <= [e["step"] for e in events if e["event"] == "restored"][-1] <= 35
 
