@@ -51,8 +51,8 @@ MANIFEST = "manifest.json"
 BEGUN = ".begun.json"
 WORK = "work"
 MEASUREMENTS = ("metrics.jsonl",)  # holds speeds, which differ from run to run: kept and hashed, but not identity
-# What happened to a run and what somebody watched of it, told after its end too: not content. A folder ends in "/".
-JOURNALS = ("ledger.jsonl", "nodes.jsonl", "goodput.svg", "watch.html", "tensorboard/")
+# What happened to a run, on purpose too, and what somebody watched of it, told after its end too: not content. A folder ends in "/".
+JOURNALS = ("ledger.jsonl", "nodes.jsonl", "goodput.svg", "watch.html", "tensorboard/", "faults/")
 
 
 @dataclass(frozen=True)

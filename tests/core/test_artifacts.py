@@ -47,8 +47,9 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
 
 def test_what_somebody_watched_of_a_run_is_no_content(tmp_path):
     calm = shout(Config(), None, out=tmp_path / "calm")
-    (tmp_path / "watched" / "tensorboard").mkdir(parents=True)
-    for name in ("watch.html", "tensorboard/events", "ledger.jsonl"):
+    for folder in ("tensorboard", "faults"):
+        (tmp_path / "watched" / folder).mkdir(parents=True)
+    for name in ("watch.html", "tensorboard/events", "faults/plan.json", "ledger.jsonl"):
         (tmp_path / "watched" / name).write_text("before")
     watched = shout(Config(), None, out=tmp_path / "watched")
     assert watched.digest == calm.digest and list(watched.manifest["files"]) == ["text"]
