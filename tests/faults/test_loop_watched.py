@@ -105,7 +105,9 @@ def test_numbers_that_are_wrong_are_found_and_the_run_ends_with_the_same_bits(wo
     found = [e for e in events if e["event"] == "fault"]
     assert found[0]["kind"] == "corruption" and found[0]["step"] == 14 and "rank 1" in found[0]["why"]
     assert [e["rank"] for e in events if e["event"] == "accused"] == [1, *(p["rank"] for p in plan[3:])]
-    assert next(e["step"] for e in events if e["event"] == "rolled_back") == 10
+    # A rank that comes out differently each time it is asked ends, and all are started again; else they roll back.
+    back = [e["step"] for e in events if e["event"] in ("rolled_back", "restored") and e["at"] > found[0]["at"]]
+    assert back == [10]
 
 
 @pytest.mark.parametrize("layout", [Layout(replicate=2, shard=2), Layout(pipeline=2, tensor=2)], ids=str)
