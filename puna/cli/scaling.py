@@ -73,7 +73,8 @@ def _plan(options: argparse.Namespace) -> int:
     if not study.flops:
         study = replace(study, flops=0.85 * 60 * options.minutes * measured_speed(study))
     runs = planned_runs(study)
-    recipes = [recipe_for(r.model, r.tokens, study.grid.sequence_length) for r in runs]
+    kind = study.optimizer.kind
+    recipes = [recipe_for(r.model, r.tokens, study.grid.sequence_length, optimizer=kind) for r in runs]
     if options.json:
         rows = [
             {"name": r.name, "flops": r.flops, "parameters": sizes_of(r), "tokens": r.tokens, "predicted": r.predicted,

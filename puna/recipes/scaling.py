@@ -34,6 +34,12 @@ _USED = 0.85  # of the minutes, for training; the rest is text, validation and f
 _MOST_ADDED = 2  # runs beside a budget's planned ones, where its lowest loss is at the edge
 
 
+def _optimizer() -> OptimizerConfig:
+    """Muon: with few steps its losses lie near a law's, AdamW's far above it (docs/log.md). A second moment over 100 steps
+    instead of 20, for what stays with AdamW: batches this small are noisy (Porian et al. 2024)."""
+    return OptimizerConfig(kind="muon", betas=(0.9, 0.99))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Every setting of a study. `grid.flops` is replaced by what the minutes allow, unless it is given."""
@@ -43,6 +49,7 @@ class Study:
     grid: GridConfig = field(default_factory=GridConfig)
     curation: CurationConfig = field(default_factory=lambda: CurationConfig(heldout_share=0.06))
     validation_rows: int = 512
+    optimizer: OptimizerConfig = field(default_factory=_optimizer)
     threads: int = 0  # 0: PyTorch's choice
     seed: int = 0
 
@@ -208,7 +215,7 @@ def _runs(
 
 def training(study: Study, planned: PlannedRun) -> TrainConfig:
     """One run: the family's rate and batch for its size, a schedule as long as the run, no repeats of a random choice."""
-    recipe = recipe_for(planned.model, planned.tokens, study.grid.sequence_length)
+    recipe = recipe_for(planned.model, planned.tokens, study.grid.sequence_length, optimizer=study.optimizer.kind)
     return TrainConfig(
         lm=LmObjective(
             sequence_length=study.grid.sequence_length,
@@ -217,8 +224,7 @@ def training(study: Study, planned: PlannedRun) -> TrainConfig:
         ),
         model=planned.model,
         steps=recipe.steps,
-        # A second moment over 100 steps instead of 20: batches this small are noisy (Porian et al. 2024).
-        optimizer=OptimizerConfig(betas=(0.9, 0.99)),
+        optimizer=study.optimizer,
         schedule=Schedule(peak=recipe.learning_rate, warmup_steps=recipe.warmup_steps, anneal_share=0.3),
         seed=study.seed,
         threads=study.threads,

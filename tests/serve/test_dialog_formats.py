@@ -203,7 +203,8 @@ def test_a_conversation_leaves_tools_aside_where_the_format_has_none():
 
 
 def test_the_command_line_lists_the_formats():
-    from puna.cli import DIALOG_HELP, parser
+    from puna.cli import parser
+    from puna.cli.talking import DIALOG_HELP
     from puna.tokenizer.formats import FORMATS
 
     assert all(name in DIALOG_HELP for name in FORMATS)

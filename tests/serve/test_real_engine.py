@@ -64,7 +64,7 @@ def test_the_context_limit_is_the_engines(engine, client):
 
 
 def test_a_conversation_runs_and_stops(engine):
-    conversation = Conversation(engine, sampling=Sampling(temperature=1.0, max_tokens=60))
+    conversation = Conversation(engine, sampling=Sampling(temperature=1.0, max_tokens=60, min_tokens=60))
     said = []
     for event in conversation.ask("hello", stopped=lambda: len(said) > 5):
         said.append(event)
