@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,16 +78,16 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     reference = folder / "undisturbed"
     assert started(reference, steps=steps).finish()[0] == 0
     results = json.loads(given.out.read_text()) if given.out.exists() else {"kinds": {}}
-    results |= {"command": command(), "revision": revision(), "processor": processor(), "cpus": os.cpu_count()}
+    made = {"command": command(), "revision": revision(), "processor": processor(), "cpus": os.cpu_count()}
     for kind in given.kinds:
         out, draw = folder / kind.replace(" ", "-"), random.Random(f"{kind} {given.seed}")
         trials = MEASURES.get(kind, planned)(kind, out, draw, steps, given.times)
-        results["kinds"][kind] = {"trials": trials, "identical": same_weights(reference, out)}
+        results["kinds"][kind] = {"trials": trials, "identical": same_weights(reference, out)} | made
         print(line(kind, results["kinds"][kind]), flush=True)
         given.out.write_text(json.dumps(results, indent=1) + "\n")
         shutil.rmtree(out, ignore_errors=True)
     if "bits" not in results or given.kinds == list(WORDS):
-        results["bits"] = flipped_bits(folder, random.Random(given.seed))
+        results["bits"] = flipped_bits(folder, random.Random(given.seed)) | made
         given.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -286,6 +286,19 @@ def line(kind: str, result: dict[str, Any]) -> str:
     return f"| {WORDS[kind]} | {len(trials)} | {worst('detect')} | {worst('again')} | {lost} | {same} |"
 
 
+def _made(kinds: dict[str, Any]) -> Iterator[str]:
+    """One sentence for each run that rows of the table are from."""
+    runs: dict[str, list[str]] = {}
+    for kind, found in kinds.items():
+        run = f"`{found['command']}` at {found['revision']}, {found['processor']}, {found['cpus']} CPUs"
+        runs.setdefault(run, []).append(WORDS[kind])
+    first = max(runs, key=lambda run: len(runs[run]))
+    yield f"{first}."
+    for run, names in runs.items():
+        if run != first:
+            yield f"The rows {'; '.join(names)}: {run}."
+
+
 def write_table(results: dict[str, Any]) -> None:
     """Put the table between its marks in docs/faults.md."""
     rows = [
@@ -294,7 +307,7 @@ def write_table(results: dict[str, Any]) -> None:
         *(line(kind, results["kinds"][kind]) for kind in WORDS if kind in results["kinds"]),
     ]
     bits = results.get("bits", {"found": 0, "flipped": 0})
-    note = f"`{results['command']}` at {results['revision']}, {results['processor']}, {results['cpus']} CPUs."
+    note = " ".join(_made(results["kinds"]))
     said = f"Seconds are the median, in brackets the longest. Single bits flipped in a saved state: {bits['found']} of {bits['flipped']} found."
     text = PAGE.read_text()
     begin, end = "<!-- faults: begin -->", "<!-- faults: end -->"
