@@ -140,14 +140,14 @@ def step_bytes(layout: Layout) -> dict[str, Any]:
 
 
 def planned_bytes(layout: Layout, pipeline_rank: int) -> dict[str, float]:
-    """The same kinds by formula."""
+    """The same kinds by formula. What the loss keeps is no activation here: its gradients, finished in the forward pass,
+    lie outside what autograd saves and is measured by."""
     memory = memory_per_rank(CONFIG, layout, WORK, pipeline_rank)
-    last = pipeline_rank == layout.pipeline - 1
     return {
         "parameters": memory.parameters,
         "gradients": memory.gradients,
         "optimizer": memory.optimizer,
-        "activations": memory.activations + (head_kept(CONFIG, layout, WORK) if last else 0),
+        "activations": memory.activations,
     }
 
 
