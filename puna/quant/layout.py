@@ -46,9 +46,14 @@ def laid_shape(shape: tuple[int, int], form: Form) -> tuple[int, int]:
     return -(-rows // CHUNK) * CHUNK // LANES, lines * LINE + groups * _GROUP_BYTES[form.bits] * form.group_size
 
 
+def can_be_laid(shape: tuple[int, ...], form: Form) -> bool:
+    """Whether the kernels have the form of a tensor."""
+    return len(shape) == 2 and form.bits != UNQUANTISED and form.group_size % LANES == 0
+
+
 def is_laid(shape: tuple[int, ...], form: Form) -> bool:
     """Whether a matrix is written laid out: if the kernels have its form, and filling up takes next to nothing."""
-    if len(shape) == 1 or form.bits == UNQUANTISED or form.group_size % LANES:
+    if not can_be_laid(shape, form):
         return False
     blocks, size = laid_shape(shape, form)
     return blocks * size <= (1 + _MOST_FILLING) * form.bytes(shape)

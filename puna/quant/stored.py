@@ -8,7 +8,7 @@ from puna.errors import ArtifactError, ConfigError
 from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.folder import CONFIG, QUANTISED, WeightFiles, load_config, read_json
 from puna.quant.forms import UNQUANTISED, Form, QuantConfig, part_names, part_shapes
-from puna.quant.layout import LANES, is_split, laid_name, laid_shape, unlay
+from puna.quant.layout import can_be_laid, is_split, laid_name, laid_shape, unlay
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,12 +110,8 @@ class QuantisedFile:
         shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in self._shapes.items():
             theirs, form = hf_name(name), self.quant.form_of(name)
-            if laid_name(theirs) in self.files.names and len(shape) == 2 and _can_be_laid(form):
+            if laid_name(theirs) in self.files.names and can_be_laid(shape, form):
                 shapes[laid_name(theirs)] = laid_shape(shape, form)
             else:
                 shapes.update(part_shapes(theirs, shape, form))
         return shapes
-
-
-def _can_be_laid(form: Form) -> bool:
-    return form.bits != UNQUANTISED and form.group_size % LANES == 0

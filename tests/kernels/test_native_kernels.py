@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from puna.errors import ConfigError
 from puna.kernels import native
+from puna.kernels.native import library
 from puna.quant.groups import dequantise_matrix, quantise_matrix
 
 SHAPES = [(64, 64), (100, 96), (1000, 2048), (130, 344)]
@@ -180,4 +181,4 @@ def test_an_idle_team_uses_no_time_and_ends(instructions):
 
 def test_the_library_knows_nothing_of_python(instructions):
     """No symbol of Python or PyTorch is needed to load it."""
-    assert ctypes.CDLL(str(native._FILE))
+    assert ctypes.CDLL(str(library.FILE))
