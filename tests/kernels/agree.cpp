@@ -59,9 +59,10 @@ static void products(const Ops& ops, const Ops& plain, Kind kind, bool offsets) 
         }
     std::vector<float> x(7 * w.columns);
     for (float& v : x) v = uniform();
-    check(ops.name, kind == INT8 ? "an 8-bit product" : kind == INT6 ? "a 6-bit product" : kind == INT4 ? "a 4-bit product"
-                    : kind == SPLIT ? "a product of halves" : kind == UPPER ? "a product of upper halves" : "a product of floats",
-          product(ops, w, x, 7), product(plain, w, x, 7), 1e-5f);
+    const char* what = kind == INT8 ? "an 8-bit product" : kind == INT6 ? "a 6-bit product" : kind == INT4 ? "a 4-bit product"
+                    : kind == SPLIT ? "a product of halves" : kind == UPPER ? "a product of upper halves" : "a product of floats";
+    for (int64_t tokens = 1; tokens <= 7; tokens++)
+        check(ops.name, what, product(ops, w, x, tokens), product(plain, w, x, tokens), 1e-5f);
 }
 
 // A matrix of bfloat16, and packed: the same bytes as plain C++ packs, and products of the same bits as unpacked.

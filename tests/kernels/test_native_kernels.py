@@ -47,11 +47,25 @@ def test_a_product_is_that_of_the_numbers_the_matrix_stands_for(team, kind, shap
 @pytest.mark.parametrize("group", [16, 32, 64, 128])
 @pytest.mark.parametrize("kind", ["int8", "int6", "int4"])
 def test_groups_of_other_sizes_and_with_offsets(team, kind, group):
-    weight, x = torch.randn(96, 300) * 0.02, torch.randn(5, 300)
+    weight, x = torch.randn(96, 300) * 0.02, torch.randn(17, 300)
     offsets = (torch.randn(96, -(-300 // group)) * 0.01).half()
     made, numbers = matrix(team, kind, weight, group, offsets)
     assert torch.allclose(made.rows_of(torch.arange(96)), numbers, atol=1e-7)
-    assert relative(made.multiply(team, x), x @ numbers.T) < 1.2e-2
+    together = made.multiply(team, x)
+    assert relative(together, x @ numbers.T) < 1.2e-2
+    for cut in range(1, 8):
+        assert torch.equal(together, torch.cat([made.multiply(team, part) for part in x.split(cut)]))
+
+
+@pytest.mark.parametrize("rows", [64, 192, 1000])
+def test_the_number_of_threads_changes_no_bit_and_leaves_no_row_out(instructions, rows):
+    weight, x = torch.randn(rows, 96), torch.randn(9, 96)
+    results = []
+    for threads in (1, 2, 3, 7):  # more of them than there are pieces, too
+        team = native.Team(threads)
+        made, _ = matrix(team, "int4", weight)
+        results += [made.multiply(team, x) for _ in range(20)]
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int6", "int4", "split"])

@@ -204,9 +204,9 @@ struct Rows {
 template <typename Place>
 bool each16(Team* team, int64_t rows, const Rows& source, const Place& place) {
     std::atomic<bool> whole{true};
-    team->run(1, [&](int) {
+    team->run(1, [&](int thread) {
         std::vector<uint8_t> room;
-        team->each(0, (rows + LANES - 1) / LANES, [&](int64_t b) {
+        team->each(thread, 0, (rows + LANES - 1) / LANES, [&](int64_t b) {
             Rows16 taken;
             const int count = (int)std::min<int64_t>(LANES, rows - b * LANES);
             if (!source.take(b * LANES, count, room, taken)) whole = false;
@@ -219,11 +219,11 @@ bool each16(Team* team, int64_t rows, const Rows& source, const Place& place) {
 // Numbers into a packed matrix: 64 rows are laid out in a thread's own memory, then packed.
 bool pack_floats(Team* team, const Matrix& w, int64_t first, int64_t rows, const Rows& source, int type) {
     std::atomic<bool> whole{true};
-    team->run(1, [&](int) {
+    team->run(1, [&](int thread) {
         std::vector<uint8_t> room, laid(w.steps() * 256 + 64);
         Matrix plain = w;
         plain.packed = false, plain.data = (uint8_t*)up((int64_t)laid.data(), 64);
-        team->each(0, (rows + CHUNK - 1) / CHUNK, [&](int64_t c) {
+        team->each(thread, 0, (rows + CHUNK - 1) / CHUNK, [&](int64_t c) {
             const int64_t count = std::min<int64_t>(CHUNK, rows - c * CHUNK);
             if (count < CHUNK || w.columns % 2) memset(plain.data, 0, plain.chunk_bytes());
             for (int64_t b = 0; b < count; b += LANES) {
@@ -343,7 +343,7 @@ API void puna_multiply(Team* team, const Matrix* w, const float* x, int64_t toke
     Activations a;
     a.integer = w->integer(), a.brain = w->kind == BRAIN, a.tokens = tokens, a.steps = w->steps();
     a.group = a.integer ? w->group : 0, a.groups = a.integer ? w->groups() : 0;
-    a.tile = a.integer ? ops.tile_integers : ops.tile_floats;
+    a.tile = tile_for(tokens, a.integer ? ops.tile_integers : ops.tile_floats);
     std::vector<uint32_t> data(tokens * a.steps);
     std::vector<float> scales(tokens * a.groups);
     std::vector<int32_t> sums(tokens * a.groups);
@@ -352,10 +352,10 @@ API void puna_multiply(Team* team, const Matrix* w, const float* x, int64_t toke
     std::vector<float> padded;
     if (stride != w->rows) padded.resize(tokens * stride);
     float* to = padded.empty() ? y : padded.data();
-    team->run(2, [&](int) {
-        team->each(0, a.tiles(), [&](int64_t t) { ops.prepare(a, t, x, w->columns, w->columns, nullptr, 0); });
+    team->run(2, [&](int thread) {
+        team->each(thread, 0, a.tiles(), [&](int64_t t) { ops.prepare(a, t, x, w->columns, w->columns, nullptr, 0); });
         team->wait();
-        team->each(1, w->chunks(), [&](int64_t c) { ops.multiply(*w, c, c + 1, a, to, stride, false); });
+        team->each(thread, 1, w->chunks(), [&](int64_t c) { ops.multiply(*w, c, c + 1, a, to, stride, false); });
     });
     if (!padded.empty())
         for (int64_t t = 0; t < tokens; t++) memcpy(y + t * w->rows, to + t * stride, w->rows * sizeof(float));
@@ -371,8 +371,8 @@ API void puna_rotate(float* x, const float* turns, int64_t width, int64_t count)
 API void puna_gate(float* y, const float* x, int64_t n) { operations().gate(y, x, n); }
 API void puna_top(Team* team, const float* x, int64_t rows, int64_t n, int64_t k, float* values, int32_t* indices,
                   float* log_sums) {
-    team->run(1, [&](int) {
-        team->each(0, rows, [&](int64_t r) {
+    team->run(1, [&](int thread) {
+        team->each(thread, 0, rows, [&](int64_t r) {
             log_sums[r] = operations().top(x + r * n, n, k, values + r * k, indices + r * k);
         });
     });
@@ -384,10 +384,10 @@ API void puna_top(Team* team, const float* x, int64_t rows, int64_t n, int64_t k
 API float puna_encode(Team* team, int kind, const void* weights, int source, int64_t blocks, uint8_t* out) {
     const int64_t width = kind == Q4_K || kind == Q6_K ? 256 : 32, bytes = kind == Q4_0 ? 18 : kind == Q8_0 ? 34 : kind == Q4_K ? 144 : 210;
     std::atomic<float> largest{0};
-    team->run(1, [&](int) {
+    team->run(1, [&](int thread) {
         uint8_t made[210 * LANES];
         float most = 0;
-        team->each(0, (blocks + LANES - 1) / LANES, [&](int64_t unit) {
+        team->each(thread, 0, (blocks + LANES - 1) / LANES, [&](int64_t unit) {
             const int64_t first = unit * LANES, count = std::min<int64_t>(LANES, blocks - first);
             const void* from = (const uint8_t*)weights + first * width * (source == FROM_FLOAT ? 4 : 2);
             most = std::max(most, operations().encode((Blocks)kind, from, (Source)source, (int)count, made));
@@ -433,9 +433,9 @@ API void puna_cache_write(const Cache* c, int64_t layer, const int32_t* blocks, 
 API void puna_attend(Team* team, const Cache* c, int64_t layer, const int32_t* blocks, int64_t start, int64_t count,
                      int64_t heads, const float* q, float* out) {
     const Ops& ops = operations();
-    team->run(1, [&](int) {
+    team->run(1, [&](int thread) {
         std::vector<float> scratch(ops.attend_scratch(c->width));
-        team->each(0, c->heads, [&](int64_t h) {
+        team->each(thread, 0, c->heads, [&](int64_t h) {
             ops.attend({c, layer, h, {0, count, start, blocks}, 0, count, heads, q, heads * c->width, out,
                         heads * c->width, scratch.data()});
         });

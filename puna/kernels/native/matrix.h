@@ -138,6 +138,12 @@ struct Activations {
     int size(int64_t t) const { return (int)(tokens - t * tile < tile ? tokens - t * tile : tile); }
 };
 
+// Tokens of a tile where a kernel takes `most`: tiles as alike as they can be, for small ones are slower.
+inline int tile_for(int64_t tokens, int most) {
+    const int64_t tiles = tokens > 0 ? (tokens + most - 1) / most : 1;
+    return (int)((tokens + tiles - 1) / tiles > 0 ? (tokens + tiles - 1) / tiles : 1);
+}
+
 // The form of a cache of keys and values. A block holds 16 positions of one layer and one key/value head:
 //   keys     [step of the head][16 positions][4 bytes]      so that a lane is a position
 //   values   float32 [16][E], bfloat16 [8 pairs][E][2], 8-bit [16][E]

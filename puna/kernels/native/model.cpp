@@ -61,7 +61,7 @@ struct Model::Pass {
             } else {
                 if (thread == 0) laid.shape(*matrices[i], n);
                 model.team.wait();
-                model.team.each(work, laid.a.tiles(), [&](int64_t t) {
+                model.team.each(thread, work, laid.a.tiles(), [&](int64_t t) {
                     ops.prepare(laid.a, t, x, stride, matrices[i]->columns, norm, shape().eps);
                 });
             }
@@ -70,17 +70,17 @@ struct Model::Pass {
         return found;
     }
 
-    void multiply(int& list, const Matrix& w, const Activations& a, float* y, int64_t stride, bool add) {
-        model.team.each(list++, w.chunks(), [&](int64_t c) { ops.multiply(w, c, c + 1, a, y, stride, add); });
+    void multiply(int thread, int& list, const Matrix& w, const Activations& a, float* y, int64_t stride, bool add) {
+        model.team.each(thread, list++, w.chunks(), [&](int64_t c) { ops.multiply(w, c, c + 1, a, y, stride, add); });
     }
 
     // y (tokens of the spans that have one, stride) += up (down x)
-    void adapt(int& list, int64_t layer, Part part, const float* x, int64_t x_stride, const float* norm, float* y,
+    void adapt(int thread, int& list, int64_t layer, Part part, const float* x, int64_t x_stride, const float* norm, float* y,
                int64_t y_stride) {
         const int work = list++;
         if (!adapter) return;
         model.team.wait();
-        model.team.each(work, (int64_t)spans.size(), [&](int64_t s) {
+        model.team.each(thread, work, (int64_t)spans.size(), [&](int64_t s) {
             if (adapter[s] < 0) return;
             const auto& pair = model.adapters[adapter[s]]->layers[layer][part];
             if (!pair.rank) return;
@@ -137,19 +137,19 @@ struct Model::Pass {
         };
         const int caching = list++, attending = list++;
         if (single) {
-            model.team.each(caching, pieces * heads, [&](int64_t i) {
+            model.team.each(thread, caching, pieces * heads, [&](int64_t i) {
                 const Span& span = spans[i / heads];
                 turn_and_cache(layer, span.first, span, i % heads);
                 attend(thread, layer, span, i % heads, 0, 1);
             });
         } else {
-            model.team.each(caching, pieces * heads, [&](int64_t i) {
+            model.team.each(thread, caching, pieces * heads, [&](int64_t i) {
                 piece(i / heads, [&](const Span& span, int64_t from, int64_t to) {
                     for (int64_t t = from; t < to; t++) turn_and_cache(layer, span.first + t, span, i % heads);
                 });
             });
             model.team.wait();
-            model.team.each(attending, pieces * heads, [&](int64_t i) {
+            model.team.each(thread, attending, pieces * heads, [&](int64_t i) {
                 const int64_t late = pieces - 1 - i / heads;  // the longest first
                 piece(late, [&](const Span& span, int64_t from, int64_t to) {
                     attend(thread, layer, span, i % heads, from, to);
@@ -166,52 +166,59 @@ struct Model::Pass {
         float* mixed = space.mixed.data();
 
         auto in = lay<3>(thread, list, x, dim, tokens, norms[0].data(), {w[WQ], w[WK], w[WV]});
-        multiply(list, *w[WQ], *in[0], mixed, mixed_rows, false);
-        multiply(list, *w[WK], *in[1], mixed + q_rows, mixed_rows, false);
-        multiply(list, *w[WV], *in[2], mixed + q_rows + kv_rows, mixed_rows, false);
-        adapt(list, index, WQ, x, dim, norms[0].data(), mixed, mixed_rows);
-        adapt(list, index, WK, x, dim, norms[0].data(), mixed + q_rows, mixed_rows);
-        adapt(list, index, WV, x, dim, norms[0].data(), mixed + q_rows + kv_rows, mixed_rows);
+        multiply(thread, list, *w[WQ], *in[0], mixed, mixed_rows, false);
+        multiply(thread, list, *w[WK], *in[1], mixed + q_rows, mixed_rows, false);
+        multiply(thread, list, *w[WV], *in[2], mixed + q_rows + kv_rows, mixed_rows, false);
+        adapt(thread, list, index, WQ, x, dim, norms[0].data(), mixed, mixed_rows);
+        adapt(thread, list, index, WK, x, dim, norms[0].data(), mixed + q_rows, mixed_rows);
+        adapt(thread, list, index, WV, x, dim, norms[0].data(), mixed + q_rows + kv_rows, mixed_rows);
         model.team.wait();
 
         attention(thread, list, index);
         auto mid = lay<1>(thread, list, space.attended.data(), q_rows, tokens, nullptr, {w[WO]});
-        multiply(list, *w[WO], *mid[0], x, dim, true);
-        adapt(list, index, WO, space.attended.data(), q_rows, nullptr, x, dim);
+        multiply(thread, list, *w[WO], *mid[0], x, dim, true);
+        adapt(thread, list, index, WO, space.attended.data(), q_rows, nullptr, x, dim);
         model.team.wait();
 
         auto up = lay<2>(thread, list, x, dim, tokens, norms[1].data(), {w[W1], w[W3]});
         float* lifted = space.lifted.data();
-        feed(list, index, up, lifted);
+        feed(thread, list, index, up, lifted);
         model.team.wait();
         auto down = lay<1>(thread, list, lifted, ffn, tokens, nullptr, {w[W2]});
-        multiply(list, *w[W2], *down[0], x, dim, true);
-        adapt(list, index, W2, lifted, ffn, nullptr, x, dim);
+        multiply(thread, list, *w[W2], *down[0], x, dim, true);
+        adapt(thread, list, index, W2, lifted, ffn, nullptr, x, dim);
         model.team.wait();
     }
 
-    void feed(int& list, int64_t index, const std::array<const Activations*, 2>& in, float* lifted) {
+    void feed(int thread, int& list, int64_t index, const std::array<const Activations*, 2>& in, float* lifted) {
         const auto& w = model.layers[index];
-        if (!adapter && in[0]->tile == in[1]->tile) {  // numbers and codes come in tiles of their own
-            model.team.each(list++, w[W1]->chunks(), [&](int64_t c) {
+        const bool together = !adapter && in[0]->tile == in[1]->tile;  // numbers and codes come in tiles of their own
+        if (together && tokens > 1) {
+            model.team.each(thread, list++, w[W1]->chunks(), [&](int64_t c) {
                 ops.swiglu(*w[W1], *in[0], *w[W3], *in[1], c, c + 1, lifted, ffn);
             });
             return;
         }
+        // A lone token waits for memory: each matrix is read in one go.
         const float* norm = model.norms[index][1].data();
         float* other = space.other.data();
-        multiply(list, *w[W1], *in[0], lifted, ffn, false);
-        multiply(list, *w[W3], *in[1], other, ffn, false);
-        adapt(list, index, W1, space.x.data(), dim, norm, lifted, ffn);
-        adapt(list, index, W3, space.x.data(), dim, norm, other, ffn);
+        multiply(thread, list, *w[W1], *in[0], lifted, ffn, false);
+        multiply(thread, list, *w[W3], *in[1], other, ffn, false);
+        adapt(thread, list, index, W1, space.x.data(), dim, norm, lifted, ffn);
+        adapt(thread, list, index, W3, space.x.data(), dim, norm, other, ffn);
         model.team.wait();
-        model.team.each(list++, tokens, [&](int64_t t) { ops.gate(lifted + t * ffn, other + t * ffn, ffn); });
+        constexpr int64_t PIECE = 16 * CHUNK;
+        const int64_t pieces = (ffn + PIECE - 1) / PIECE;
+        model.team.each(thread, list++, tokens * pieces, [&](int64_t i) {
+            const int64_t at = i / pieces * ffn + i % pieces * PIECE;
+            ops.gate(lifted + at, other + at, std::min(PIECE, ffn - i % pieces * PIECE));
+        });
     }
 
     // From the states at `ends` to their rows of logits in `out`.
     void head(int thread, int& list, Ends& ends, bool screened, float* out) {
         const int64_t n = (int64_t)ends.rows.size();
-        model.team.each(list++, n, [&](int64_t r) {
+        model.team.each(thread, list++, n, [&](int64_t r) {
             memcpy(ends.states.data() + r * dim, space.x.data() + ends.rows[r] * dim, dim * sizeof(float));
         });
         model.team.wait();
@@ -219,10 +226,10 @@ struct Model::Pass {
         const float* norm = model.last_norm.data();
         auto last = lay<1>(thread, list, ends.states.data(), dim, n, norm, {model.output});
         if (screened) screen(thread, list, ends, *last[0], y);
-        else multiply(list, *model.output, *last[0], y, ends.stride, false);
+        else multiply(thread, list, *model.output, *last[0], y, ends.stride, false);
         model.team.wait();
         if (ends.direct) return;
-        model.team.each(list++, n, [&](int64_t r) {
+        model.team.each(thread, list++, n, [&](int64_t r) {
             memcpy(out + ends.places[r] * shape().vocabulary, y + r * ends.stride, shape().vocabulary * sizeof(float));
         });
         model.team.wait();
@@ -233,7 +240,7 @@ struct Model::Pass {
         const Matrix& w = *model.output;
         const Matrix upper = w.upper();
         const int64_t n = (int64_t)ends.rows.size(), blocks = 4 * w.chunks();
-        model.team.each(list++, w.chunks(), [&](int64_t c) {
+        model.team.each(thread, list++, w.chunks(), [&](int64_t c) {
             ops.multiply(upper, c, c + 1, last, y, ends.stride, false);
             for (int64_t r = 0; r < n; r++)
                 ops.maxima(y + r * ends.stride + c * CHUNK, 4, space.screen.largest.data() + r * blocks + 4 * c);
@@ -244,16 +251,16 @@ struct Model::Pass {
             single = &space.single.a;
         }
         model.team.wait();
-        model.team.each(list++, n, [&](int64_t r) {
+        model.team.each(thread, list++, n, [&](int64_t r) {
             space.screen.choose(ops, r);
             if (n > 1)
                 ops.prepare(space.single.a, r, ends.states.data(), dim, w.columns, model.last_norm.data(), shape().eps);
         });
         for (int round = 0; round < 2; round++) {
-            if (round) model.team.each(list, n, [&](int64_t r) { space.screen.check(r); });
+            if (round) model.team.each(thread, list, n, [&](int64_t r) { space.screen.check(r); });
             list += round;
             model.team.wait();
-            model.team.each(list++, w.chunks(), [&](int64_t c) {
+            model.team.each(thread, list++, w.chunks(), [&](int64_t c) {
                 for (int64_t b = 4 * c; b < 4 * c + 4; b++)
                     for (int64_t r = 0; r < n; r++)
                         if (space.screen.state[b * n + r] == Screen::CHOSEN)
@@ -285,7 +292,7 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
     const int64_t n = pass.tokens, dim = pass.dim, E = shape.width;
     Laid::grow(space.x, n * dim), Laid::grow(space.mixed, n * pass.mixed_rows);
     Laid::grow(space.attended, n * pass.q_rows), Laid::grow(space.lifted, n * pass.ffn);
-    bool apart = pass.adapter;
+    bool apart = pass.adapter || n == 1;
     for (const auto& w : layers) apart |= w[W1]->integer() != w[W3]->integer();
     Laid::grow(space.turns, n * E), Laid::grow(space.other, apart ? n * pass.ffn : 0);
     for (auto& scratch : space.scratch) Laid::grow(scratch, ops.attend_scratch(E));
@@ -294,7 +301,7 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
 
     team.run((int)shape.layers * 26 + 20, [&](int thread) {
         int list = 0;
-        team.each(list++, n, [&](int64_t t) {
+        team.each(thread, list++, n, [&](int64_t t) {
             float* x = space.x.data() + t * dim;
             ops.embed(*embedding, tokens[t], x);
             for (int64_t j = shape.dim; j < dim; j++) x[j] = 0;
@@ -307,7 +314,7 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
         team.wait();
         for (int64_t l = 0; l < shape.layers; l++) pass.layer(thread, list, l);
         if (hidden) {
-            team.each(list++, places, [&](int64_t r) {
+            team.each(thread, list++, places, [&](int64_t r) {
                 ops.rms_norm(space.x.data() + whole.rows[r] * dim, last_norm.data(), shape.eps, shape.dim, out + r * shape.dim);
             });
             return;

@@ -1,13 +1,8 @@
-// Matrix products: 16 rows of weights times up to TILE tokens in registers.
-//
-// For integers, group by group:   y += (w scale x a scale) * (sum of code products)
-// where the sum is exact, so that each output is the same sequence of float32 additions whatever the number of tokens:
-// a token's result does not depend on what is computed beside it.
-//
-// Weight codes are stored without sign, as the dot product instructions want it. The surplus (8 or 128 times the sum of
-// the activations' codes) is where the group's sum starts from.
+// Matrix products: a chunk of 64 rows of weights times a tile of tokens, of each kind of numbers (integers: codes.h; packed
+// ones: packed.h), what is done with them, and how activations are laid out for them.
 
 #pragma once
+#include "codes.h"
 #include "matrix.h"
 #include "packed.h"
 #include "simd.h"
@@ -15,76 +10,13 @@
 namespace PUNA_NAMESPACE {
 using namespace puna;
 
-constexpr bool bytes_of(Kind kind) { return kind == INT8 || kind == SPLIT || kind == UPPER; }  // multiplied as 8-bit codes
-
-template <Kind KIND>
-INLINE I dot(I c, I w, I a) {
-    return bytes_of(KIND) ? dot_bytes(c, w, a) : dot_nibbles(c, w, a);
-}
-
-// Block b of 16 rows times tile t.
-template <Kind KIND, bool OFFSETS, int M>
-INLINE void block_integers(const Matrix& w, int64_t b, const Activations& a, int64_t t, F y[M]) {
-    const int64_t groups = w.groups(), steps = w.group / 4;
-    const uint32_t* x = a.data + t * a.tile * a.steps;
-    const float* scales = a.scales + t * a.tile * groups;
-    const int32_t* sums = a.sums + t * a.tile * groups;
-    const uint16_t* w_scales = nullptr;
-    const uint8_t* codes = w.data + b * w.block_bytes();
-    const uint8_t* lower = KIND == SPLIT ? w.lower(b) : nullptr;
-    constexpr int bias = bytes_of(KIND) ? BIAS8 : KIND == INT4 ? 8 : 32;
-    for (int m = 0; m < M; m++) y[m] = zero();
-    for (int64_t g = 0; g < groups; g++) {
-        if (OFFSETS || g % 2 == 0) w_scales = (const uint16_t*)codes, codes += 64;
-        else w_scales += LANES;
-        I s[M];
-        for (int m = 0; m < M; m++) s[m] = bias ? isplat(sums[m] * (bias / 8)) : izero();
-        // A group is whole units of four steps. Sums of codes are exact in any order, so a lone token has two of them,
-        // which need not wait for each other.
-        I other[M];
-        if constexpr (M == 1) other[0] = izero();
-        I* const t2 = M == 1 ? other : s;
-        for (int64_t step = 0; step < steps; step += 4, x += 4 * M) {
-            const uint8_t* unit = codes;
-            codes += KIND == INT8 ? 256 : KIND == INT6 ? 192 : 128;
-            for (int half = 0; half < 2; half++) {
-                I even, odd;
-                if constexpr (KIND == INT8) {
-                    even = iload(unit + 128 * half), odd = iload(unit + 128 * half + 64);
-                } else if constexpr (bytes_of(KIND)) {
-                    const I upper = iload(unit + 64 * half);
-                    const I rest = KIND == SPLIT ? iload(lower + 64 * half) : isplat((int32_t)0x88888888);
-                    even = join_low(upper, rest), odd = join_high(upper, rest);
-                } else {
-                    const I both = iload(unit + 64 * half);
-                    even = low_nibbles(both), odd = high_nibbles(both);
-                }
-                if constexpr (KIND == INT6) {
-                    const I twos = iload(unit + 128);
-                    even = half ? six_bits<2>(even, twos) : six_bits<0>(even, twos);
-                    odd = half ? six_bits<3>(odd, twos) : six_bits<1>(odd, twos);
-                }
-                for (int m = 0; m < M; m++) s[m] = dot<KIND>(s[m], even, isplat((int32_t)x[2 * half * M + m]));
-                for (int m = 0; m < M; m++) t2[m] = dot<KIND>(t2[m], odd, isplat((int32_t)x[(2 * half + 1) * M + m]));
-            }
-            if constexpr (KIND == SPLIT) lower += 128;
-        }
-        if constexpr (M == 1) s[0] = iadd(s[0], other[0]);
-        const F scale = half(w_scales);
-        for (int m = 0; m < M; m++) y[m] = fma(to_float(s[m]), mul(scale, splat(scales[m])), y[m]);
-        if constexpr (OFFSETS) {
-            const F offset = half(w_scales + LANES);
-            for (int m = 0; m < M; m++) y[m] = fma(offset, splat(scales[m] * (float)sums[m] * -0.125f), y[m]);
-        }
-        scales += M, sums += M;
-    }
-}
-
 template <Kind KIND, int M>
 INLINE void chunk_floats(const uint8_t* chunk, int64_t steps, const uint32_t* x, F y[M][4]) {
     for (int m = 0; m < M; m++)
         for (int v = 0; v < 4; v++) y[m][v] = zero();
     for (int64_t step = 0; step < steps; step++, chunk += 256, x += M) {
+        if constexpr (M == 1)
+            for (int v = 0; v < 4; v++) ask_now(chunk + LEAD + 64 * v);
         for (int v = 0; v < 4; v++) {
             if constexpr (KIND == BRAIN) {
                 const I w = iload(chunk + 64 * v);
@@ -100,12 +32,13 @@ INLINE void chunk_floats(const uint8_t* chunk, int64_t steps, const uint32_t* x,
 // One chunk of 64 rows times tile t: y (M, 4, 16).
 template <Kind KIND, bool OFFSETS, int M>
 INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, int64_t t, float* y) {
-    if constexpr (KIND >= INT8) {
-        for (int b = 0; b < 4; b++) {
-            F r[M];
-            block_integers<KIND, OFFSETS, M>(w, 4 * c + b, a, t, r);
-            for (int m = 0; m < M; m++) store(y + m * CHUNK + b * LANES, r[m]);
-        }
+    if constexpr (KIND >= INT8 && M == 1) {
+        for (int b = 0; b < 4; b++) store(y + b * LANES, block_times_token<KIND, OFFSETS>(w, 4 * c + b, a, t));
+    } else if constexpr (KIND >= INT8) {
+        constexpr int B = blocks_for(M);
+        const int64_t ahead = t + 1 == a.tiles() && c + 1 < w.chunks() ? w.chunk_bytes() : 0;
+        for (int b = 0; b < 4; b += B)
+            blocks_times_tile<KIND, OFFSETS, B, M>(w, 4 * c + b, a, t, ahead, y + b * LANES);
     } else {
         F r[M][4];
         chunk_floats<KIND, M>(w.chunk(c), w.steps(), a.data + t * a.tile * a.steps, r);
@@ -200,9 +133,7 @@ inline void multiply(const Matrix& w, int64_t from, int64_t to, const Activation
 }
 
 inline void refine(const Matrix& w, int64_t b, const Activations& a, int64_t t, float* y) {
-    F r[1];
-    block_integers<SPLIT, false, 1>(w, b, a, t, r);
-    store(y, r[0]);
+    store(y, block_times_token<SPLIT, false>(w, b, a, t));
 }
 
 inline void maxima(const float* x, int64_t n, float* out) {

@@ -20,6 +20,7 @@
 #include <algorithm>
 
 #include "bytes.h"
+#include "codes.h"
 
 namespace PUNA_NAMESPACE {
 using namespace puna;
@@ -75,6 +76,7 @@ INLINE void chunk_packed(const uint8_t* chunk, int64_t steps, const uint32_t* x,
         for (int v = 0; v < 4; v++) y[m][v] = zero();
     for (int64_t step = 0;; step++, at += PACKED_STEP, x += M) {
         for (const int64_t stop = odd->step; step < stop; step++, at += PACKED_STEP, x += M) {
+            for (int i = 0; i < PACKED_STEP; i += 64) ask_now(at + LEAD + i);
             unpack<0>(at, table, w), half_times_tokens<0, M>(w, x, y);
             unpack<1>(at, table, w), half_times_tokens<1, M>(w, x, y);
         }

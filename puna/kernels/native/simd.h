@@ -103,8 +103,18 @@ INLINE F dot_brain(F c, I w, I a) {
 }
 #endif
 
-constexpr int TILE_Q = 12;  // tokens that a kernel multiplies at once, as many as the registers hold: integers
-constexpr int TILE_F = 6;   // and floats
+// The same, onto c. Said as instructions, for compilers copy their sums from register to register otherwise, which takes as
+// many of the processor's slots as the products do.
+INLINE void add_dot_nibbles(I& c, I w, I a) { asm("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(w), "v"(a)); }
+INLINE void add_dot_bytes(I& c, I w, I a) { add_dot_nibbles(c, w, a); }
+
+// Lines of weights that are read soon: at once and then no more, or from the second cache in a while.
+INLINE void ask_now(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_NTA); }
+INLINE void ask_later(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
+
+constexpr int TILE_Q = 6;  // tokens that a kernel multiplies at once, as many as the registers hold: integers
+constexpr int TILE_F = 6;  // and floats
+constexpr int blocks_for(int tokens) { return tokens <= 3 ? 4 : 2; }  // of 16 rows, that it multiplies them by
 
 // ------------------------------------------------------------------------------------------------------------- AVX2
 #elif defined(PUNA_AVX2)
@@ -242,8 +252,14 @@ INLINE __m256 dot_brain_(__m256 c, __m256i w, __m256i a) {
 }
 INLINE F dot_brain(F c, I w, I a) { return {dot_brain_(c.a, w.a, a.a), dot_brain_(c.b, w.b, a.b)}; }
 
+INLINE void add_dot_nibbles(I& c, I w, I a) { c = dot_nibbles(c, w, a); }
+INLINE void add_dot_bytes(I& c, I w, I a) { c = dot_bytes(c, w, a); }
+INLINE void ask_now(const void* p) { __builtin_prefetch(p, 0, 0); }
+INLINE void ask_later(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 constexpr int TILE_Q = 2;
 constexpr int TILE_F = 1;
+constexpr int blocks_for(int) { return 1; }
 #undef BOTH
 
 // ------------------------------------------------------------------------------------------------------------- NEON
@@ -362,8 +378,14 @@ INLINE F dot_brain(F c, I w, I a) {
     return c;
 }
 
+INLINE void add_dot_nibbles(I& c, I w, I a) { c = dot_nibbles(c, w, a); }
+INLINE void add_dot_bytes(I& c, I w, I a) { c = dot_bytes(c, w, a); }
+INLINE void ask_now(const void* p) { __builtin_prefetch(p, 0, 0); }
+INLINE void ask_later(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 constexpr int TILE_Q = 3;
 constexpr int TILE_F = 1;
+constexpr int blocks_for(int) { return 1; }
 #undef EACH
 
 // -------------------------------------------------------------------------------------------------------- plain C++
@@ -443,8 +465,14 @@ INLINE F dot_brain(F c, I w, I a) {
     return c;
 }
 
+INLINE void add_dot_nibbles(I& c, I w, I a) { c = dot_nibbles(c, w, a); }
+INLINE void add_dot_bytes(I& c, I w, I a) { c = dot_bytes(c, w, a); }
+INLINE void ask_now(const void* p) { __builtin_prefetch(p, 0, 0); }
+INLINE void ask_later(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 constexpr int TILE_Q = 4;
 constexpr int TILE_F = 4;
+constexpr int blocks_for(int) { return 1; }
 #undef EACH
 
 #endif

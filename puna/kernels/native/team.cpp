@@ -42,10 +42,10 @@ Team::~Team() {
 void Team::run(int lists, const std::function<void(int)>& job) {
     const std::lock_guard<std::mutex> lock(turn_);
     if (lists > lists_) {
-        taken_ = std::make_unique<std::atomic<int64_t>[]>(lists);
+        taken_ = std::make_unique<std::atomic<int64_t>[]>((int64_t)size_ * lists);
         lists_ = lists;
     }
-    for (int i = 0; i < lists; i++) taken_[i].store(0, std::memory_order_relaxed);
+    for (int64_t i = 0; i < (int64_t)size_ * lists_; i++) taken_[i].store(0, std::memory_order_relaxed);
     job_ = &job;
     begun_.fetch_add(1, std::memory_order_release);
     begun_.notify_all();

@@ -20,7 +20,7 @@ struct Laid {
         a.integer = w.integer(), a.brain = w.kind == BRAIN;
         a.tokens = tokens, a.steps = w.steps();
         a.group = a.integer ? w.group : 0, a.groups = a.integer ? w.groups() : 0;
-        a.tile = a.integer ? ops.tile_integers : ops.tile_floats;
+        a.tile = tile_for(tokens, a.integer ? ops.tile_integers : ops.tile_floats);
         grow(data, tokens * a.steps), grow(scales, tokens * a.groups), grow(sums, tokens * a.groups);
         a.data = data.data(), a.scales = scales.data(), a.sums = sums.data();
     }

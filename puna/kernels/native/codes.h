@@ -1,0 +1,150 @@
+// Products of integer codes: blocks of 16 rows times a tile of tokens, in registers.
+//
+// Group by group:   y += (w scale x a scale) * (sum of code products)
+// where the sum is exact, so that each output is the same sequence of float32 additions whatever the number of tokens:
+// a token's result does not depend on what is computed beside it.
+//
+// Weight codes are stored without sign, as the dot product instructions want it. The surplus (8 or 128 times the sum of
+// the activations' codes) is where the group's sum starts from.
+//
+// Several tokens share what is spread of their codes over as many blocks of rows as the registers hold sums of
+// (`blocks_for` in simd.h): with one block each dot product has a load of its own, and loads are then what there is too
+// little of. A lone token's products wait for memory and for nothing else. They go through the blocks one by one, so that
+// a thread reads one stream from its first chunk to its last, and ask for what comes LEAD bytes later. The tiles ask for
+// the next chunk while they multiply the last time by this one.
+
+#pragma once
+#include "matrix.h"
+#include "simd.h"
+
+namespace PUNA_NAMESPACE {
+using namespace puna;
+
+constexpr int64_t LEAD = 5 * 1024;
+
+constexpr bool bytes_of(Kind kind) { return kind == INT8 || kind == SPLIT || kind == UPPER; }  // multiplied as 8-bit codes
+constexpr int bias_of(Kind kind) { return bytes_of(kind) ? BIAS8 : kind == INT4 ? 8 : 32; }
+constexpr int unit_bytes(Kind kind) { return kind == INT8 ? 256 : kind == INT6 ? 192 : 128; }  // four steps of 16 rows
+
+template <Kind KIND>
+INLINE void dot(I& sum, I w, I a) {
+    if constexpr (bytes_of(KIND)) add_dot_bytes(sum, w, a);
+    else add_dot_nibbles(sum, w, a);
+}
+
+// Two of a unit's four steps.
+template <Kind KIND, int HALF>
+INLINE void two_steps(const uint8_t* unit, const uint8_t* lower, I& even, I& odd) {
+    if constexpr (KIND == INT8) {
+        even = iload(unit + 128 * HALF), odd = iload(unit + 128 * HALF + 64);
+    } else if constexpr (bytes_of(KIND)) {
+        const I upper = iload(unit + 64 * HALF);
+        const I rest = KIND == SPLIT ? iload(lower + 64 * HALF) : isplat((int32_t)0x88888888);
+        even = join_low(upper, rest), odd = join_high(upper, rest);
+    } else {
+        const I both = iload(unit + 64 * HALF);
+        even = low_nibbles(both), odd = high_nibbles(both);
+    }
+    if constexpr (KIND == INT6) {
+        const I twos = iload(unit + 128);
+        even = six_bits<2 * HALF>(even, twos), odd = six_bits<2 * HALF + 1>(odd, twos);
+    }
+}
+
+template <Kind KIND, int HALF, int B, int M>
+INLINE void half_unit(const uint8_t* unit, int64_t block, const uint8_t* lower, int64_t lower_block, const uint32_t* x,
+                      I s[B][M]) {
+    I even[B], odd[B];
+    for (int b = 0; b < B; b++) two_steps<KIND, HALF>(unit + b * block, lower + b * lower_block, even[b], odd[b]);
+    for (int m = 0; m < M; m++) {
+        const I token = isplat((int32_t)x[2 * HALF * M + m]);
+        for (int b = 0; b < B; b++) dot<KIND>(s[b][m], even[b], token);
+    }
+    for (int m = 0; m < M; m++) {
+        const I token = isplat((int32_t)x[(2 * HALF + 1) * M + m]);
+        for (int b = 0; b < B; b++) dot<KIND>(s[b][m], odd[b], token);
+    }
+}
+
+// Blocks b to b + B - 1 of 16 rows times tile t, into y (M, CHUNK). `ahead`: how far behind the codes lies what will be
+// read next, in bytes; 0 for nothing.
+template <Kind KIND, bool OFFSETS, int B, int M>
+INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a, int64_t t, int64_t ahead, float* out) {
+    const int64_t groups = w.groups(), units = w.group / 16, block = w.block_bytes(), lower_block = w.lower_bytes();
+    const uint32_t* x = a.data + t * a.tile * a.steps;
+    const float* scales = a.scales + t * a.tile * groups;
+    const int32_t* sums = a.sums + t * a.tile * groups;
+    const uint8_t* codes = w.data + b0 * block;
+    const uint8_t* lower = KIND == SPLIT ? w.lower(b0) : nullptr;
+    const uint8_t* line = codes;
+    F y[B][M];
+    for (int b = 0; b < B; b++)
+        for (int m = 0; m < M; m++) y[b][m] = zero();
+    for (int64_t g = 0; g < groups; g++, scales += M, sums += M) {
+        if (OFFSETS || g % 2 == 0) line = codes, codes += 64;
+        else line += 2 * LANES;
+        I s[B][M];
+        for (int m = 0; m < M; m++) {
+            const I start = bias_of(KIND) ? isplat(sums[m] * (bias_of(KIND) / 8)) : izero();
+            for (int b = 0; b < B; b++) s[b][m] = start;
+        }
+        for (int64_t unit = 0; unit < units; unit++, codes += unit_bytes(KIND), x += 4 * M) {
+            if (ahead)
+                for (int b = 0; b < B; b++)
+                    for (int i = 0; i < unit_bytes(KIND); i += 64) ask_later(codes + b * block + ahead + i);
+            half_unit<KIND, 0, B, M>(codes, block, lower, lower_block, x, s);
+            half_unit<KIND, 1, B, M>(codes, block, lower, lower_block, x, s);
+            if constexpr (KIND == SPLIT) lower += 128;
+        }
+        F scale[B];
+        for (int b = 0; b < B; b++) scale[b] = half((const uint16_t*)(line + b * block));
+        for (int m = 0; m < M; m++) {
+            const F token = splat(scales[m]);
+            for (int b = 0; b < B; b++) y[b][m] = fma(to_float(s[b][m]), mul(scale[b], token), y[b][m]);
+        }
+        if constexpr (OFFSETS) {
+            for (int b = 0; b < B; b++) scale[b] = half((const uint16_t*)(line + b * block) + LANES);
+            for (int m = 0; m < M; m++) {
+                const F token = splat(scales[m] * (float)sums[m] * -0.125f);
+                for (int b = 0; b < B; b++) y[b][m] = fma(scale[b], token, y[b][m]);
+            }
+        }
+    }
+    for (int b = 0; b < B; b++)
+        for (int m = 0; m < M; m++) store(out + m * CHUNK + b * LANES, y[b][m]);
+}
+
+// Block b of 16 rows times tile t, which is one token. Sums of codes are exact in any order, so there
+// are two of them, which need not wait for each other.
+template <Kind KIND, bool OFFSETS>
+INLINE F block_times_token(const Matrix& w, int64_t b, const Activations& a, int64_t t) {
+    const int64_t groups = w.groups(), units = w.group / 16;
+    const uint32_t* x = a.data + t * a.tile * a.steps;
+    const float* scales = a.scales + t * a.tile * groups;
+    const int32_t* sums = a.sums + t * a.tile * groups;
+    const uint8_t* codes = w.data + b * w.block_bytes();
+    const uint8_t* lower = KIND == SPLIT ? w.lower(b) : nullptr;
+    const uint8_t* line = codes;
+    F y = zero();
+    for (int64_t g = 0; g < groups; g++) {
+        if (OFFSETS || g % 2 == 0) line = codes, ask_now(line + LEAD), codes += 64;
+        else line += 2 * LANES;
+        I s = bias_of(KIND) ? isplat(sums[g] * (bias_of(KIND) / 8)) : izero(), other = izero();
+        for (int64_t unit = 0; unit < units; unit++, codes += unit_bytes(KIND), x += 4) {
+            for (int i = 0; i < unit_bytes(KIND); i += 64) ask_now(codes + LEAD + i);
+            I even, odd;
+            two_steps<KIND, 0>(codes, lower, even, odd);
+            dot<KIND>(s, even, isplat((int32_t)x[0])), dot<KIND>(other, odd, isplat((int32_t)x[1]));
+            two_steps<KIND, 1>(codes, lower, even, odd);
+            dot<KIND>(s, even, isplat((int32_t)x[2])), dot<KIND>(other, odd, isplat((int32_t)x[3]));
+            if constexpr (KIND == SPLIT) ask_now(lower + LEAD), ask_now(lower + LEAD + 64), lower += 128;
+        }
+        const F scale = half((const uint16_t*)line);
+        y = fma(to_float(iadd(s, other)), mul(scale, splat(scales[g])), y);
+        if constexpr (OFFSETS)
+            y = fma(half((const uint16_t*)line + LANES), splat(scales[g] * (float)sums[g] * -0.125f), y);
+    }
+    return y;
+}
+
+}  // namespace PUNA_NAMESPACE
