@@ -70,7 +70,8 @@ INLINE void half_unit(const uint8_t* unit, int64_t block, const uint8_t* lower, 
 // read next, in bytes; 0 for nothing.
 template <Kind KIND, bool OFFSETS, int B, int M>
 INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a, int64_t t, int64_t ahead, float* out) {
-    const int64_t groups = w.groups(), units = w.group / 16, block = w.block_bytes(), lower_block = w.lower_bytes();
+    const int64_t groups = a.groups, units = w.group / 16, block = w.block_bytes(groups);
+    const int64_t lower_block = KIND == SPLIT ? groups * w.group_bytes() : 0;
     const uint32_t* x = a.data + t * a.tile * a.steps;
     const float* scales = a.scales + t * a.tile * groups;
     const int32_t* sums = a.sums + t * a.tile * groups;
@@ -118,11 +119,11 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
 // are two of them, which need not wait for each other.
 template <Kind KIND, bool OFFSETS>
 INLINE F block_times_token(const Matrix& w, int64_t b, const Activations& a, int64_t t) {
-    const int64_t groups = w.groups(), units = w.group / 16;
+    const int64_t groups = a.groups, units = w.group / 16;
     const uint32_t* x = a.data + t * a.tile * a.steps;
     const float* scales = a.scales + t * a.tile * groups;
     const int32_t* sums = a.sums + t * a.tile * groups;
-    const uint8_t* codes = w.data + b * w.block_bytes();
+    const uint8_t* codes = w.data + b * w.block_bytes(groups);
     const uint8_t* lower = KIND == SPLIT ? w.lower(b) : nullptr;
     const uint8_t* line = codes;
     F y = zero();

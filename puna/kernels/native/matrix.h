@@ -111,7 +111,10 @@ struct Matrix {
         const int64_t n = groups_a_line();
         return g / n * (64 + n * group_bytes()) + 64 + g % n * group_bytes();
     }
-    int64_t block_bytes() const { return integer() ? codes_at(groups() - 1) + group_bytes() : steps() * 64; }  // 16 rows
+    int64_t block_bytes() const { return integer() ? block_bytes(groups()) : steps() * 64; }  // of 16 rows
+    int64_t block_bytes(int64_t groups) const {  // without a division, for kernels
+        return groups * group_bytes() + 64 * (offsets ? groups : (groups + 1) / 2);
+    }
     int64_t chunk_bytes() const { return 4 * block_bytes() + (packed ? HEAD : 0); }  // packed: the room that it has
     const uint8_t* chunk(int64_t c) const { return data + c * chunk_bytes(); }
     // Of a split matrix: the lower halves of block b (16 rows), and the matrix of the upper halves.

@@ -36,7 +36,8 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
         for (int b = 0; b < 4; b++) store(y + b * LANES, block_times_token<KIND, OFFSETS>(w, 4 * c + b, a, t));
     } else if constexpr (KIND >= INT8) {
         constexpr int B = blocks_for(M);
-        const int64_t ahead = t + 1 == a.tiles() && c + 1 < w.chunks() ? w.chunk_bytes() : 0;
+        const bool last = (t + 1) * a.tile >= a.tokens && c + 1 < w.chunks();
+        const int64_t ahead = last ? 4 * w.block_bytes(a.groups) : 0;
         for (int b = 0; b < 4; b += B)
             blocks_times_tile<KIND, OFFSETS, B, M>(w, 4 * c + b, a, t, ahead, y + b * LANES);
     } else {
