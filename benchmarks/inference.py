@@ -1,7 +1,8 @@
 """Our inference engine beside llama.cpp, transformers, torchao and OpenVINO, in one run, on the same weights.
 
     python benchmarks/inference.py --quick                      two minutes: does it work here, roughly how fast
-    python benchmarks/inference.py                              the 1B shape in bf16, 8 and 4 bits, with 2 threads
+    python benchmarks/inference.py                              the 1B shape in bf16, 8 and 4 bits, with 2 threads; 8 bits
+                                                                in groups of 32 and of 128
     python benchmarks/inference.py --shape 8b --formats int4    the 8B shape, which fits 16 GB at 4 bits
     python benchmarks/inference.py --threads 1 --measures decode:0 prefill:512
 
@@ -36,7 +37,7 @@ from puna import log
 RESULTS = Path(__file__).parent / "results"
 # engine -> format -> the file that it reads, and settings of its own
 FILES = {
-    "ours": {"bf16": "hf", "int8": "int8", "int4": "int4"},
+    "ours": {"bf16": "hf", "int8": "int8", "int8-128": "int8-128", "int4": "int4"},
     "llama.cpp": {"bf16": "bf16.gguf", "int8": "q8_0.gguf", "int4": "q4_0.gguf"},
     "transformers": {"bf16": "hf"},
     "torchao": {"int8": "hf", "int4": "hf"},
@@ -181,7 +182,7 @@ def cold_table(rows: list[dict]) -> str:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(weights.SHAPES), default="1b")
-    parser.add_argument("--formats", nargs="+", choices=["bf16", "int8", "int4"], help="default: all; int4 of the 8b")
+    parser.add_argument("--formats", nargs="+", choices=list(FILES["ours"]), help="default: all; int4 of the 8b")
     parser.add_argument("--engines", nargs="+", choices=list(FILES), default=list(FILES))
     parser.add_argument(
         "--ours", choices=["runner", "engine"], default="runner", help="the runner, or all of the engine"
@@ -197,7 +198,7 @@ def parsed() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.cold, args.tokens = 1, 1, 16
-    default = ["int8", "int4"] if args.quick else ["bf16", "int8", "int4"]
+    default = ["int8", "int4"] if args.quick else list(FILES["ours"])
     args.formats = args.formats or (["int4"] if args.shape == "8b" else default)
     asked = [m.split(":") for m in args.measures] if args.measures else QUICK if args.quick else MEASURES
     args.measures = [Measure(kind, int(size)) for kind, size in asked]

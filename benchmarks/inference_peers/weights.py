@@ -10,6 +10,8 @@ own 4 and 8 bits: all files hold the same model, no quantiser has to search, and
     q4_0.gguf     Q4_0, embedding and output Q6_K, as llama.cpp's own quantiser has it
     int8, int4    our quantised folders, laid out, groups of 32; embedding and output 8 bits. 8-bit codes use their whole
                   range, as a quantiser's do: 16 * code with base * s / 16
+    int8-128      8 bits in groups of 128: s * code with base. torchao's and OpenVINO's 8 bits have a scale per row, so this
+                  is the one to hold beside them
 """
 
 import dataclasses
@@ -40,6 +42,10 @@ from puna.quant.layout import is_split, laid_name, laid_shape, lay
 SHAPES = {"1b": SIZES["llama-3.2-1b"], "8b": SIZES["llama-3.1-8b"], "tiny": SIZES["llama-3.2-1b"]}
 GROUP = 32
 _PIECE = 1 << 23  # weights made at a time
+QUANTISATIONS = {
+    "int8": QuantConfig(bits=8, group_size=GROUP), "int8-128": QuantConfig(bits=8, group_size=128),
+    "int4": QuantConfig(bits=4, group_size=GROUP),
+}  # fmt: skip
 
 
 def shape(name: str) -> LlamaConfig:
@@ -162,8 +168,7 @@ def _q6_k(matrix: Rows, codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def _write_folder(config: LlamaConfig, form: str, out: Path) -> None:
-    bits = {"hf": 16, "int8": 8, "int4": 4}[form]
-    quant = QuantConfig(bits=bits, group_size=GROUP) if bits < 16 else None
+    quant = QUANTISATIONS.get(form)
     tensors = {}
     for name, size in config.shapes().items():
         theirs = hf_name(name)
@@ -187,11 +192,20 @@ def _write_folder(config: LlamaConfig, form: str, out: Path) -> None:
 def _laid(config: LlamaConfig, name: str, size: tuple[int, int], form: Form) -> Tensor:
     """The matrix as codes, as the kernels read them."""
     matrix = Rows(name, size)
-    codes, scales = zip(
-        *((PACK[form.bits](c), s.half() * (matrix.base * SHARE.get(form.bits, 1))) for c, s in matrix.pieces())
-    )
-    packed = Packed(torch.cat(codes), torch.cat(scales), size[1], form.bits, GROUP)
+    made = _wide if form.group_size != GROUP else _narrow
+    codes, scales = zip(*(made(form, matrix.base, c, s) for c, s in matrix.pieces()))
+    packed = Packed(torch.cat(codes), torch.cat(scales), size[1], form.bits, form.group_size)
     return lay(packed, split=is_split(name, form, config.tied))
+
+
+def _narrow(form: Form, base: float, codes: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    return PACK[form.bits](codes), s.half() * (base * SHARE.get(form.bits, 1))
+
+
+def _wide(form: Form, base: float, codes: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Several groups under one scale; 8 bits hold what differs between them."""
+    scales = torch.full((len(codes), codes.shape[1] // form.group_size), base).half()
+    return codes * s.repeat_interleave(GROUP, 1), scales
 
 
 def _ordered(config: LlamaConfig, matrix: Rows) -> Tensor:

@@ -16,7 +16,7 @@ from puna.model.opening import load_checkpoint
 from puna.quant.load import load_quantised
 
 
-@pytest.mark.parametrize("form", ["bf16.gguf", "q8_0.gguf", "q4_0.gguf", "int8", "int4"])
+@pytest.mark.parametrize("form", ["bf16.gguf", "q8_0.gguf", "q4_0.gguf", "int8", "int8-128", "int4"])
 def test_every_format_holds_the_very_same_numbers(form, tmp_path):
     config = weights.shape("tiny")
     for each in ("hf", form):
