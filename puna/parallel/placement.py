@@ -9,7 +9,7 @@ What is averaged: the loss of a step is the mean over every unit of its *global*
 all micro-batches and all ranks that hold data. So each backward pass scales a micro-batch's mean by its share.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -91,6 +91,13 @@ class Placement(Protocol):
 
     def pieces(self, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cut]:
         """What this rank holds, as plain tensors that share memory, and which of them are pieces of larger ones."""
+        ...
+
+    def change_wholes(
+        self, pieces: Iterable[tuple[str, Tensor]], change: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """What `change` makes of whole matrices: this rank's `pieces` (plain, as the parameters of these names are cut) go
+        in, and those of the changed matrices come out, in the same order. Shape and type of numbers stay."""
         ...
 
     def most(self, value: int) -> int:

@@ -5,7 +5,7 @@ ranks that have other tokens but the same weights, and fills its parts (`weights
 micro-batches are a loop, or a pipeline's schedule (`pipeline.py`). All sums of gradients are in float32.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,13 @@ from puna.model.sizes import LlamaConfig
 from puna.parallel import table
 from puna.parallel.brought import Brought, WatchedReduceScatter
 from puna.parallel.context import attend_across, local_index
+from puna.parallel.dealt import through_owners
 from puna.parallel.layout import Layout
 from puna.parallel.mesh import Mesh
 from puna.parallel.pipeline import Pipeline
 from puna.parallel.placement import Cut
 from puna.parallel.stage import Stage, Tokens
-from puna.parallel.weights import Named, distributed, fill, first_weights, join, local, part, start
+from puna.parallel.weights import Named, distributed, fill, first_weights, join, local, region
 
 
 def place(
@@ -188,7 +189,7 @@ class Sharded:
         if given.shape == local(parameter).shape:
             own = given
         elif given.shape == parameter.shape:
-            own = part(given, own_name, self.mesh)
+            own = given[region(own_name, tuple(given.shape), self.mesh)]
         else:
             return given  # a step count is no part of anything
         return distributed(own.to(self.device, copy=True), parameter)
@@ -196,11 +197,16 @@ class Sharded:
     def pieces(self, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cut]:
         """What this rank holds, as plain tensors, and of which whole each is a piece that begins where."""
         cut = {
-            name: (tuple(tensor.shape), start(name, tuple(tensor.shape), self.mesh))
+            name: (tuple(tensor.shape), tuple(s.start for s in region(name, tuple(tensor.shape), self.mesh)))
             for name, tensor in named.items()
             if local(tensor).shape != tensor.shape
         }
         return {name: local(tensor).detach() for name, tensor in named.items()}, cut
+
+    def change_wholes(self, pieces: Iterable[Named], change: Callable[[Tensor], Tensor]) -> Iterator[Named]:
+        """This rank's pieces of what `change` makes of whole matrices, each made by one of the ranks that hold it."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        return through_owners(pieces, shapes, change, self.mesh)
 
     def most(self, value: int) -> int:
         """The largest `value` of any rank."""

@@ -1,6 +1,6 @@
 """One process that holds the whole model: no communication, and the fastest a single machine has."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,12 @@ class Whole:
     def pieces(self, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cut]:
         """Nothing is cut."""
         return dict(named), {}
+
+    def change_wholes(
+        self, pieces: Iterable[tuple[str, Tensor]], change: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """They are whole."""
+        return ((name, change(piece)) for name, piece in pieces)
 
     def most(self, value: int) -> int:
         """There is one rank, and this is its."""

@@ -85,7 +85,7 @@ def begin(config: TrainConfig, data: Sequence[Artifact], tokenizer: Artifact, ba
         config=config,
         out=out,
         placement=placement,
-        optimizers=optimizers(placement.named_parameters(), config.optimizer, config.schedule.peak),
+        optimizers=optimizers(placement, config.optimizer, config.schedule.peak),
         data=batches,
         loader=Loader(batches, rank, ranks, config.micro_batch),
         ledger=ledger.Ledger(out / artifacts.WORK, rank, ranks, keeps=placement.rank * ranks % placement.world == 0),

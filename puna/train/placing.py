@@ -32,13 +32,6 @@ def place(config: TrainConfig, base: Artifact | None) -> Placement:
     )
     learns_tokens = config.lm or config.sft
     hint = "lm and sft do; train this one in one process"
-    cut = config.layout.shard > 1 or config.layout.tensor > 1
-    muon_hint = "optimizer.kind=adamw, or a layout of replicate, context and pipeline"
-    require(
-        not (cut and config.optimizer.kind == "muon"),
-        "Muon needs whole matrices, and this layout cuts them",
-        hint=muon_hint,
-    )
     require(learns_tokens is not None, "this objective cannot be laid out over several processes", hint=hint)
     if base is not None:
         shape, weights = load_config(base.path), stored_weights(base)

@@ -100,7 +100,7 @@ def test_training_goes_the_way_that_the_model_alone_goes(kind):
     finals = []
     for way in (fuse, lambda model: model):
         placement = Whole(way(Llama(GROUPED).init_weights(0)))
-        makers = optimizers(placement.named_parameters(), OptimizerConfig(kind=kind), 3e-3)
+        makers = optimizers(placement, OptimizerConfig(kind=kind), 3e-3)
         losses = []
         for _ in range(12):
             losses.append(placement.backward(Objective, [some_rows(208)])[0])
