@@ -6,7 +6,9 @@ Muon rounds the momentum to bfloat16, and lifts its smallest directions by up to
 side of a border between two bfloat16 numbers is seen in the update. Hence a tolerance of its own.
 """
 
+import contextlib
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -15,18 +17,12 @@ from puna.model.llama import Llama
 from puna.parallel.sharded import Sharded
 from puna.parallel.whole import Whole
 from puna.train.muon import Muon
-from puna.train.objectives.rows import Rows, next_token_loss
+from puna.train.objectives.rows import Rows
 from puna.train.optimizers import OptimizerConfig, optimizers
 
 TOLERANCE = 0.05  # of a weight's change in two steps, beside the largest change in its matrix
 RATE, STEPS = 1e-2, 2
 MUON = OptimizerConfig(kind="muon")
-
-
-class NextTokens:
-    """The objective of both."""
-
-    loss = staticmethod(next_token_loss)
 
 
 def given_gradients(placed: Sharded, seed: int) -> list[str]:
@@ -55,18 +51,22 @@ def given_gradients(placed: Sharded, seed: int) -> list[str]:
     return [name for name in moved if name in matrices and not torch.equal(moved[name], matrices[name])]
 
 
-def own_gradients(placed: Sharded, mine: Rows, rows: Rows, seed: int) -> tuple[float, str]:
+def own_gradients(placed: Sharded, data: Any, mine: Rows, rows: Rows, seed: int) -> tuple[float, str]:
     """The largest difference of a change of a weight in two steps, beside one process's, and of which matrix; on the first
     rank. Both optimizers take their steps."""
-    moved = _changes(placed, mine)
-    return difference(moved, _changes(Whole(Llama(placed.config).init_weights(seed)), rows)) if moved else (0.0, "")
+    moved = _changes(placed, data, mine)
+    if not moved:
+        return 0.0, ""
+    alone = Whole(Llama(placed.config).init_weights(seed))
+    with mock.patch("puna.parallel.whole.products_in_bf16", lambda _device: contextlib.nullcontext()):
+        return difference(moved, _changes(alone, data, rows))
 
 
-def _changes(placement: Any, rows: Rows) -> dict[str, Tensor]:
+def _changes(placement: Any, data: Any, rows: Rows) -> dict[str, Tensor]:
     made = optimizers(placement, MUON, RATE)
     before = {name: p.clone() for name, p in placement.join((n, p.detach()) for n, p in placement.named_parameters())}
     for _ in range(STEPS):
-        placement.backward(NextTokens, [rows])
+        placement.backward(data, [rows])
         for optimizer in made:
             optimizer.step()
         placement.updated()

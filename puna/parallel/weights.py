@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from puna.model.llama import Llama, draw
+from puna.model.reward import BODY, reward_head
 from puna.model.sizes import LlamaConfig
 from puna.parallel.mesh import Mesh
 from puna.parallel.stage import Stage
@@ -35,6 +36,12 @@ def first_weights(config: LlamaConfig, seed: int) -> Iterator[Named]:
         weight = torch.empty(shape)
         draw(name, weight, config.n_layers, generator)
         yield name, weight
+
+
+def with_head(weights: Iterable[Named], config: LlamaConfig) -> Iterator[Named]:
+    """The weights of a reward model with this body, and a head that gives zero."""
+    yield from ((BODY + name, weight) for name, weight in weights)
+    yield "head.weight", reward_head(config).weight.detach()
 
 
 @torch.no_grad()

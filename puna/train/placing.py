@@ -11,11 +11,11 @@ from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.folder import WeightFiles, load_config
 from puna.model.headstart import give_head_start
 from puna.model.llama import Llama
+from puna.model.reward import RewardModel
 from puna.parallel.placement import Placement
 from puna.parallel.whole import Whole
 from puna.train import hardware
 from puna.train.accelerate import SpeedConfig, accelerate
-from puna.train.objectives.reward import RewardModel
 from puna.train.settings import TrainConfig
 
 
@@ -30,18 +30,17 @@ def place(config: TrainConfig, base: Artifact | None) -> Placement:
     require(
         alone, "speed.compiled, .recompute and .float8 are for one process so far", hint="leave them out, or the layout"
     )
-    learns_tokens = config.lm or config.sft
-    hint = "lm and sft do; train this one in one process"
-    require(learns_tokens is not None, "this objective cannot be laid out over several processes", hint=hint)
     if base is not None:
         shape, weights = load_config(base.path), stored_weights(base)
     else:
-        whole = starting_model(config, None) if config.head_start else None
+        whole = starting_llama(config, None) if config.head_start else None
         shape, weights = config.model, whole and ((name, p.detach()) for name, p in whole.named_parameters())
     require(shape is not None, "there is nothing to start from: no base and no model size", hint="set `model`")
-    for phase in config.phases:
-        config.layout.check_model(shape, phase.sequence_length)
-    return sharded.place(shape, config.layout, device=device, seed=config.seed, weights=weights)
+    if config.lm or config.sft:  # rows of one length; those of pairs are as long as the longest, and filled up
+        for phase in config.phases:
+            config.layout.check_model(shape, phase.sequence_length)
+    reward = config.reward is not None
+    return sharded.place(shape, config.layout, device=device, seed=config.seed, weights=weights, reward=reward)
 
 
 def stored_weights(base: Artifact) -> Iterator[tuple[str, Tensor]]:
@@ -56,13 +55,17 @@ def stored_weights(base: Artifact) -> Iterator[tuple[str, Tensor]]:
 
 def starting_model(config: TrainConfig, base: Artifact | None) -> nn.Module:
     """The whole model, on the CPU."""
-    if base is None:
-        hint = "give a base checkpoint or set `model`"
-        require(config.model is not None, "there is nothing to start from: no base and no model size", hint=hint)
-        model = Llama(config.model).init_weights(config.seed)
-        if config.head_start:
-            give_head_start(model, config.seed)
-    else:
-        model = load_model(base.path)
-    model.train()
-    return RewardModel(model) if config.reward else model
+    llama = starting_llama(config, base).train()
+    return RewardModel(llama) if config.reward else llama
+
+
+def starting_llama(config: TrainConfig, base: Artifact | None) -> Llama:
+    """The model, or a reward model's body."""
+    if base is not None:
+        return load_model(base.path)
+    hint = "give a base checkpoint or set `model`"
+    require(config.model is not None, "there is nothing to start from: no base and no model size", hint=hint)
+    model = Llama(config.model).init_weights(config.seed)
+    if config.head_start:
+        give_head_start(model, config.seed)
+    return model

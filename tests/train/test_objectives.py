@@ -14,11 +14,13 @@ from puna.errors import ConfigError, DataError
 from puna.kernels.attention import attention
 from puna.kernels.cross_entropy import cross_entropy
 from puna.model.llama import Llama, attend_with, document_mask
+from puna.model.reward import RewardModel
+from puna.parallel.whole import WholeReading
 from puna.tokenizer.bpe import Tokenizer
 from puna.train.objectives.dpo import DpoObjective, encode_side
 from puna.train.objectives.lm import LmObjective
-from puna.train.objectives.reward import RewardModel, dialog_rows
-from puna.train.objectives.rows import Rows, hidden_states
+from puna.train.objectives.reward import dialog_rows
+from puna.train.objectives.rows import Rows
 from puna.train.objectives.sft import SftData, SftObjective, encode_dialogs
 from puna.train.phases import Position
 from puna.train.schedule import Course, Schedule
@@ -63,7 +65,7 @@ def test_a_packed_row_gives_each_document_what_it_gets_alone(model):
     packed = torch.cat([first, second], 1)
     documents = torch.tensor([[0] * 9 + [1] * 14])
     rows = Rows(tokens=packed, targets=packed, documents=documents, weights=torch.ones(1, 23))
-    together = hidden_states(model, rows)
+    together = WholeReading(model, rows).hidden
     for tokens, part in ((first, together[:, :9]), (second, together[:, 9:])):
         alone = model.hidden(tokens, torch.arange(tokens.shape[1])[None], attend_with(None))
         torch.testing.assert_close(part, alone, atol=1e-5, rtol=1e-5)
@@ -157,9 +159,14 @@ def test_a_reward_does_not_depend_on_padding_or_the_batch(model):
     judge = RewardModel(model)
     torch.nn.init.normal_(judge.head.weight)
     short, long = [5, 6, 7], list(range(20, 60))
+
+    def rewards(dialogs):
+        rows, last = dialog_rows(dialogs)
+        return WholeReading(judge, rows).rewards(last)
+
     with torch.no_grad():
-        alone = judge(*dialog_rows([short]))
-        beside = judge(*dialog_rows([short, long]))[:1]
+        alone = rewards([short])
+        beside = rewards([short, long])[:1]
     torch.testing.assert_close(alone, beside, atol=1e-5, rtol=1e-5)
 
 
