@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from puna.artifacts import Artifact
@@ -22,6 +23,7 @@ from puna.train.settings import TrainConfig
 def place(config: TrainConfig, base: Artifact | None) -> Placement:
     """The model that `config` and `base` mean, ready to be trained. Raises `ConfigError` if they mean none."""
     device = hardware.device()
+    config.layout.check_world(dist.get_world_size() if dist.is_initialized() else 1)
     if config.layout.world == 1:
         return Whole(accelerate(starting_model(config, base), config.speed, device), device)
     from puna.parallel import sharded

@@ -1,7 +1,6 @@
 """Packed rows of tokens, alone or in pairs, and what is learnt of rows whose targets count by their weights."""
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -37,7 +36,7 @@ class Rows:
         """(B, T)."""
         return tuple(self.tokens.shape)
 
-    @functools.cached_property
+    @property
     def weight(self) -> float:
         """The predictions that count, by their weights."""
         return self.weights.sum().item()
