@@ -19,7 +19,7 @@ tensor counts. Variants of each layout:
                  their gradients in float32. What differs is a last bit of 8 here and there. Every reduction between ranks
                  is watched: unless tensor parallelism sums activations, all must be in float32
 
-Then weights and moments are saved on one layout, loaded on the next, and so on around: all must be equal to the bit.
+Then weights, AdamW's moments and Muon's momentum are saved on one layout, loaded on the next, and so on around: all must be equal to the bit.
 """
 
 import argparse
@@ -52,6 +52,7 @@ from puna.parallel.placement import Cut
 from puna.parallel.sharded import Sharded, place
 from puna.parallel.whole import WholeReading
 from puna.train.objectives.rows import NextTokens, Rows
+from puna.train.optimizers import optimizers
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 2e-5  # of loss, norm and gradients, relative: the order of float32 sums
@@ -337,25 +338,28 @@ CIRCLE = [
 def hand_over(layout: Layout, before: Path | None, after: Path, folder: Path) -> int:
     """Load what another layout saved, save it again, and write it as a Hugging Face folder; how many tensors there are.
 
-    The first one makes it: weights, and AdamW's moments after a step.
+    The first one makes it: weights, and after a step the moments of AdamW and the momentum of Muon.
     """
     case = Case(layout=layout, variant="tied")
     placed = place(case.config, layout, seed=SEED if before is None else SEED + 1, dtype=torch.float32)
     named = dict(placed.named_parameters())
-    optimizer = torch.optim.AdamW(named.values(), lr=1e-2, fused=True)
     if before is None:
         rows = global_batch(case).take(slice(placed.data_rank, None, placed.data_ranks))
         placed.backward(NextTokens(), [rows])
-        optimizer.step()
+        states: dict[Any, dict[str, Tensor]] = {}
+        for optimizer in optimizers(placed, updates.MUON, updates.RATE):
+            optimizer.step()
+            states |= optimizer.state
         held = {f"model.{name}": p.detach() for name, p in named.items()}
-        held |= {f"{k}.{name}": v for name, p in named.items() for k, v in optimizer.state[p].items()}
+        held |= {f"{k}.{name}": v for name, p in named.items() for k, v in states[p].items()}
     else:
         stored = load_file(before)
         for name, parameter in named.items():
             parameter.data.copy_(placed.part(name, stored[f"model.{name}"]))
         held = {f"model.{name}": p.detach() for name, p in named.items()}
-        kinds = ("exp_avg", "exp_avg_sq", "step")
-        held |= {f"{k}.{name}": placed.part(name, stored[f"{k}.{name}"]) for name in named for k in kinds}
+        kinds = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
+        kept = [(name, f"{kind}.{name}") for name in named for kind in kinds]
+        held |= {key: placed.part(name, stored[key]) for name, key in kept if key in stored}
     whole = dict(placed.join(held.items()))
     model = placed.whole()
     save_file({name: piece.contiguous() for name, piece in placed.pieces(held)[0].items()}, f"{after}-{placed.rank}")

@@ -82,8 +82,14 @@ class Side:
 
 def load_pairs(artifacts: Sequence[Artifact], tokenizer: AnyTokenizer) -> list[tuple[Side, Side]]:
     """The (chosen, rejected) pairs of preferences artifacts."""
+    lines = [line for artifact in artifacts for line in read_lines(artifact.file("preferences.jsonl"))]
+    return encode_pairs(lines, tokenizer)
+
+
+def encode_pairs(lines: Sequence[dict[str, Any]], tokenizer: AnyTokenizer) -> list[tuple[Side, Side]]:
+    """The (chosen, rejected) pairs of lines that have prompt, chosen and rejected, each a dialog."""
     pairs = []
-    for line in (line for artifact in artifacts for line in read_lines(artifact.file("preferences.jsonl"))):
+    for line in lines:
         prompt = chat.dialog_from_json(line["prompt"])
         sides = (encode_side(tokenizer, prompt, chat.dialog_from_json(line[s])) for s in ("chosen", "rejected"))
         pairs.append(tuple(sides))
