@@ -19,7 +19,8 @@ tensor counts. Variants of each layout:
                  their gradients in float32. What differs is a last bit of 8 here and there. Every reduction between ranks
                  is watched: unless tensor parallelism sums activations, all must be in float32
 
-Then weights, AdamW's moments and Muon's momentum are saved on one layout, loaded on the next, and so on around: all must be equal to the bit.
+Then weights, AdamW's moments and Muon's momentum are saved on one layout, loaded on the next, and so on around: all must
+be equal to the bit.
 """
 
 import argparse
@@ -31,7 +32,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ import parallel_updates as updates
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from parallel_cases import FEW, ROWS, SEED, TOLERANCE, TOLERANCE_BF16, VARIANTS, Case, cases, global_batch
 from parallel_pairs import Exact, drawn_head, pairs_data, unsettle, whole_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -46,119 +47,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from puna.model.checkpoint import save_model
-from puna.model.sizes import LlamaConfig
 from puna.parallel.layout import Layout
 from puna.parallel.placement import Cut
 from puna.parallel.sharded import Sharded, place
 from puna.parallel.whole import WholeReading
-from puna.train.objectives.rows import NextTokens, Rows
+from puna.train.objectives.rows import NextTokens
 from puna.train.optimizers import optimizers
 
 ROOT = Path(__file__).parent.parent
-TOLERANCE = 2e-5  # of loss, norm and gradients, relative: the order of float32 sums
-TOLERANCE_BF16 = 0.05  # where products have 8 bits
 DATE = datetime.date.today().isoformat()
 RESULTS = ROOT / "benchmarks" / "results" / f"parallel-{DATE}.json"
-ROWS, TOKENS = 16, 64  # of the global batch
-SEED = 7
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One row of the matrix."""
-
-    layout: Layout
-    variant: str = "documents"
-
-    @property
-    def tied(self) -> bool:
-        return self.variant in ("tied", "dpo")
-
-    @property
-    def dtype(self) -> str:
-        return "bfloat16" if self.variant == "bf16" else "float32"
-
-    @property
-    def config(self) -> LlamaConfig:
-        kv_heads = {"8 of 8": 8, "2 of 8": 2}.get(self.variant, 4)
-        return LlamaConfig(
-            dim=64, n_layers=6, n_heads=8, n_kv_heads=kv_heads, head_dim=8, ffn_dim=160,
-            vocab_size=136, context=TOKENS, rope_theta=500.0, tied=self.tied,
-        )  # fmt: skip
-
-    @property
-    def tolerance(self) -> float:
-        return {"bf16": TOLERANCE_BF16, "muon": updates.TOLERANCE}.get(self.variant, TOLERANCE)
-
-
-VARIANTS = ("documents", "tied", "causal", "8 of 8", "2 of 8", "bf16", "dpo", "reward", "muon")
-LAYOUTS = [
-    Layout(**given)
-    for given in (
-        {"shard": 2},
-        {"replicate": 2},
-        {"tensor": 2},
-        {"tensor": 2, "sequence_parallel": False},
-        {"context": 2},
-        {"pipeline": 2},
-        {"pipeline": 2, "microbatches": 8, "in_flight": 1},
-        {"pipeline": 2, "stages_per_rank": 3, "microbatches": 4},
-        {"pipeline": 2, "layers_per_stage": (2, 4), "microbatches": 4, "in_flight": 4},
-        {"shard": 4},
-        {"replicate": 2, "shard": 2},
-        {"tensor": 4},
-        {"context": 4},
-        {"pipeline": 4, "layers_per_stage": (1, 2, 2, 1)},
-        {"pipeline": 4, "microbatches": 2},
-        {"tensor": 2, "context": 2},
-        {"tensor": 2, "shard": 2},
-        {"tensor": 2, "pipeline": 2},
-        {"context": 2, "pipeline": 2, "stages_per_rank": 2, "microbatches": 4, "in_flight": 3},
-        {"context": 2, "shard": 2},
-        {"shard": 2, "pipeline": 2},
-        {"shard": 8},
-        {"replicate": 2, "shard": 2, "tensor": 2},
-        {"tensor": 2, "context": 2, "pipeline": 2},
-        {"tensor": 2, "pipeline": 2, "shard": 2, "stages_per_rank": 2, "microbatches": 4},
-        {"context": 2, "pipeline": 2, "shard": 2},
-        {"tensor": 2, "context": 2, "shard": 2},
-        {"tensor": 4, "pipeline": 2, "layers_per_stage": (2, 4)},
-        {"tensor": 2, "replicate": 2, "pipeline": 2},
-    )
-]
-FEW = [
-    Case(layout=Layout(tensor=2, pipeline=2, microbatches=4), variant="tied"),
-    Case(layout=Layout(context=2, pipeline=2, stages_per_rank=2, microbatches=4, in_flight=3), variant="2 of 8"),
-    Case(layout=Layout(replicate=2, shard=2), variant="bf16"),
-    Case(layout=Layout(tensor=2, context=2, sequence_parallel=False)),
-    Case(layout=Layout(tensor=2, context=2, pipeline=2)),
-    Case(layout=Layout(shard=2, tensor=2), variant="dpo"),
-    Case(layout=Layout(context=2, pipeline=2), variant="dpo"),
-    Case(layout=Layout(context=2, tensor=2), variant="reward"),
-    Case(layout=Layout(shard=2, pipeline=2), variant="reward"),
-    Case(layout=Layout(shard=2, tensor=2), variant="muon"),
-    Case(layout=Layout(replicate=2, pipeline=2, tensor=2), variant="muon"),
-]
-
-
-def cases() -> list[Case]:
-    """The matrix, without what a layout refuses."""
-    every = [Case(layout=layout, variant=variant) for layout in LAYOUTS for variant in VARIANTS]
-    return [case for case in every if case.config.n_kv_heads % case.layout.tensor == 0]
-
-
-def global_batch(case: Case) -> Rows:
-    """The rows of one step, the same for every layout."""
-    generator = torch.Generator().manual_seed(SEED)
-    tokens = torch.randint(0, case.config.vocab_size, (ROWS, TOKENS + 1), generator=generator)
-    documents = torch.zeros(ROWS, TOKENS + 1, dtype=torch.int64)
-    if case.variant != "causal":
-        borders = torch.rand(ROWS, TOKENS + 1, generator=generator) < 0.08
-        documents = borders.long().cumsum(1)
-        documents[::3, -TOKENS // 5 :] = -1
-    weights = ((documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)).float()
-    return Rows(tokens=tokens[:, :-1], targets=tokens[:, 1:], documents=documents[:, :-1], weights=weights)
-
 
 Learnt = tuple[Any, Any, Any]  # an objective, this rank's batch, and the whole one
 

@@ -48,8 +48,8 @@ def test_a_run_goes_on_with_other_processes_and_has_the_same_losses_and_samples(
     assert len(set(found["samples"].values())) == 1
 
 
-@pytest.mark.parametrize("kind, tolerance", [("muon", 2e-3), ("dpo", 1e-4), ("reward", 1e-4)])
-def test_muon_and_pairs_go_on_with_other_processes_and_a_stopped_run_ends_with_the_same_bits(tmp_path, kind, tolerance):
+@pytest.mark.parametrize("kind", ["muon", "dpo", "reward"])
+def test_muon_and_pairs_go_on_with_other_processes_and_a_stopped_run_ends_with_the_same_bits(tmp_path, kind):
     build(tmp_path / "world")
     runs = {
         "moved": [{"tensor": 2, "context": 2}, {"pipeline": 2}],
@@ -61,7 +61,7 @@ def test_muon_and_pairs_go_on_with_other_processes_and_a_stopped_run_ends_with_t
     whole = found["whole"]
     assert whole[0] > whole[7] + 0.1, "it learns"
     for name in runs:
-        assert found[name] == pytest.approx(whole, rel=tolerance), name
+        assert agrees(found[name], whole), name
     assert len(set(found["samples"].values())) == 1
     assert found["weights"]["stopped"] == found["weights"]["straight"]
     assert len(found["weights"]["whole"]) == (2 if kind == "reward" else 1)
