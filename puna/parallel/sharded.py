@@ -271,7 +271,6 @@ class Sharded:
     ) -> list[Tokens]:
         """This rank's tokens of the pieces of batches, each with what is learnt of it; notes are added to `noted`."""
         totals = self._totals(batches)
-        length = self._length(pieces)
 
         def learning(piece: Batch) -> Callable[[Reading], Tensor]:
             def learn(reading: PartReading) -> Tensor:
@@ -283,10 +282,11 @@ class Sharded:
             return learn
 
         pieces = [piece.to(self.device) for piece in pieces]
-        return [self._tokens(piece.rows, length, learning(piece)) for piece in pieces]
+        lengths = [self._length(pieces if self._pipeline else [piece]) for piece in pieces]
+        return [self._tokens(p.rows, length, learning(p)) for p, length in zip(pieces, lengths, strict=True)]
 
     def _length(self, batches: Sequence[Batch]) -> int:
-        """To how many tokens their rows are filled up, so that every rank gets as many; all alike in a pipeline."""
+        """To how many tokens the rows of batches are filled up, all alike, so that every context and tensor rank gets as many."""
         layout = self.layout
         spread = layout.tensor if layout.sequence_parallel else 1
         unit = math.lcm(2 * layout.context if layout.context > 1 else 1, layout.context * spread)
