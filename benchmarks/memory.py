@@ -119,12 +119,13 @@ def random_rows(rows: int, seed: int) -> Any:
 def step_bytes(layout: Layout) -> dict[str, Any]:
     """One step of this rank, by the layout: bytes by kind."""
     from puna.parallel.sharded import place
+    from puna.train.objectives.rows import NextTokens
 
     placement = place(CONFIG, layout, seed=0)
     batch = random_rows(ROWS // layout.data_ranks, placement.data_rank)
     kept = Kept(placement.parts)
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor):
-        placement.backward(None, [batch])
+        placement.backward(NextTokens, [batch])
     weights = [p for _, p in placement.named_parameters()]
     optimizer = torch.optim.AdamW(weights, lr=1e-3)
     gradients = sum(_local(p.grad).nbytes for p in weights)
@@ -184,7 +185,7 @@ class Alive(TorchDispatchMode):
 def recomputing(mode: str) -> dict[str, Any]:
     """One step of one process with `speed.recompute=mode`: bytes alive after the forward pass, and at most after that."""
     from puna.model.llama import Llama
-    from puna.parallel.whole import products_in_bf16
+    from puna.parallel.whole import WholeReading, products_in_bf16
     from puna.train.accelerate import SpeedConfig, accelerate
     from puna.train.objectives.rows import next_token_loss
 
@@ -194,7 +195,7 @@ def recomputing(mode: str) -> dict[str, Any]:
 
     def loss() -> Tensor:
         with products_in_bf16(cpu):
-            return next_token_loss(model, batch)[0]
+            return next_token_loss(WholeReading(model, batch), batch, batch.counts)[0]
 
     loss().backward()  # gradients exist from here on, and are not counted
     alive = Alive()

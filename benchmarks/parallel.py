@@ -13,15 +13,17 @@ tensor counts. Variants of each layout:
     tied         the same, output and embedding tied
     causal       one document to a row
     8 of 8, 2 of 8   as many key/value heads as query heads, and fewer
+    dpo, reward  pairs of dialogs instead of rows, with what the reference model says of them; tied, and not
+    muon         how weights change in two steps of Muon (`parallel_updates.py`)
     bf16         products in bfloat16; the reference is one process that takes the same micro-batches one by one, and adds
                  their gradients in float32. What differs is a last bit of 8 here and there. Every reduction between ranks
                  is watched: unless tensor parallelism sums activations, all must be in float32
 
-Then weights and moments are saved on one layout, loaded on the next, and so on around: all must be equal to the bit.
+Then weights, AdamW's moments and Muon's momentum are saved on one layout, loaded on the next, and so on around: all must
+be equal to the bit.
 """
 
 import argparse
-import dataclasses
 import datetime
 import json
 import os
@@ -30,166 +32,93 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import parallel_updates as updates
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from parallel_cases import FEW, ROWS, SEED, TOLERANCE, TOLERANCE_BF16, VARIANTS, Case, cases, global_batch
+from parallel_pairs import Exact, drawn_head, pairs_data, unsettle, whole_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from puna.model.checkpoint import save_model
-from puna.model.llama import Llama
-from puna.model.sizes import LlamaConfig
 from puna.parallel.layout import Layout
 from puna.parallel.placement import Cut
-from puna.parallel.sharded import place
-from puna.train.objectives.rows import Rows, next_token_loss
+from puna.parallel.sharded import Sharded, place
+from puna.parallel.whole import WholeReading
+from puna.train.objectives.rows import NextTokens
+from puna.train.optimizers import optimizers
 
 ROOT = Path(__file__).parent.parent
-TOLERANCE = 2e-5  # of loss, norm and gradients, relative: the order of float32 sums
-TOLERANCE_BF16 = 0.05  # where products have 8 bits
 DATE = datetime.date.today().isoformat()
 RESULTS = ROOT / "benchmarks" / "results" / f"parallel-{DATE}.json"
-ROWS, TOKENS = 16, 64  # of the global batch
-SEED = 7
+
+Learnt = tuple[Any, Any, Any]  # an objective, this rank's batch, and the whole one
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One row of the matrix."""
-
-    layout: Layout
-    variant: str = "documents"
-
-    @property
-    def tied(self) -> bool:
-        return self.variant == "tied"
-
-    @property
-    def dtype(self) -> str:
-        return "bfloat16" if self.variant == "bf16" else "float32"
-
-    @property
-    def config(self) -> LlamaConfig:
-        kv_heads = {"8 of 8": 8, "2 of 8": 2}.get(self.variant, 4)
-        return LlamaConfig(
-            dim=64, n_layers=6, n_heads=8, n_kv_heads=kv_heads, head_dim=8, ffn_dim=160,
-            vocab_size=136, context=TOKENS, rope_theta=500.0, tied=self.tied,
-        )  # fmt: skip
-
-    @property
-    def tolerance(self) -> float:
-        return TOLERANCE_BF16 if self.dtype == "bfloat16" else TOLERANCE
+def learnt(case: Case, placement: Any, rank: int, ranks: int) -> Learnt:
+    """What a step of this case learns; of pairs, the placement scores the reference."""
+    if case.variant in ("dpo", "reward"):
+        data = pairs_data(case.variant, case.config, ROWS, SEED)
+        data.prepare(placement)
+        unsettle(data, SEED)
+        return data, data.batch(range(rank, ROWS, ranks)), data.batch(range(ROWS))
+    rows = global_batch(case)
+    return NextTokens(), rows.take(slice(rank, None, ranks)), rows
 
 
-VARIANTS = ("documents", "tied", "causal", "8 of 8", "2 of 8", "bf16")
-LAYOUTS = [
-    Layout(**given)
-    for given in (
-        {"shard": 2},
-        {"replicate": 2},
-        {"tensor": 2},
-        {"tensor": 2, "sequence_parallel": False},
-        {"context": 2},
-        {"pipeline": 2},
-        {"pipeline": 2, "microbatches": 8, "in_flight": 1},
-        {"pipeline": 2, "stages_per_rank": 3, "microbatches": 4},
-        {"pipeline": 2, "layers_per_stage": (2, 4), "microbatches": 4, "in_flight": 4},
-        {"shard": 4},
-        {"replicate": 2, "shard": 2},
-        {"tensor": 4},
-        {"context": 4},
-        {"pipeline": 4, "layers_per_stage": (1, 2, 2, 1)},
-        {"pipeline": 4, "microbatches": 2},
-        {"tensor": 2, "context": 2},
-        {"tensor": 2, "shard": 2},
-        {"tensor": 2, "pipeline": 2},
-        {"context": 2, "pipeline": 2, "stages_per_rank": 2, "microbatches": 4, "in_flight": 3},
-        {"context": 2, "shard": 2},
-        {"shard": 2, "pipeline": 2},
-        {"shard": 8},
-        {"replicate": 2, "shard": 2, "tensor": 2},
-        {"tensor": 2, "context": 2, "pipeline": 2},
-        {"tensor": 2, "pipeline": 2, "shard": 2, "stages_per_rank": 2, "microbatches": 4},
-        {"context": 2, "pipeline": 2, "shard": 2},
-        {"tensor": 2, "context": 2, "shard": 2},
-        {"tensor": 4, "pipeline": 2, "layers_per_stage": (2, 4)},
-        {"tensor": 2, "replicate": 2, "pipeline": 2},
-    )
-]
-FEW = [
-    Case(layout=Layout(tensor=2, pipeline=2, microbatches=4), variant="tied"),
-    Case(layout=Layout(context=2, pipeline=2, stages_per_rank=2, microbatches=4, in_flight=3), variant="2 of 8"),
-    Case(layout=Layout(replicate=2, shard=2), variant="bf16"),
-    Case(layout=Layout(tensor=2, context=2, sequence_parallel=False)),
-    Case(layout=Layout(tensor=2, context=2, pipeline=2)),
-]
-
-
-def cases() -> list[Case]:
-    """The matrix, without what a layout refuses."""
-    every = [Case(layout=layout, variant=variant) for layout in LAYOUTS for variant in VARIANTS]
-    return [case for case in every if case.config.n_kv_heads % case.layout.tensor == 0]
-
-
-def global_batch(case: Case) -> Rows:
-    """The rows of one step, the same for every layout."""
-    generator = torch.Generator().manual_seed(SEED)
-    tokens = torch.randint(0, case.config.vocab_size, (ROWS, TOKENS + 1), generator=generator)
-    documents = torch.zeros(ROWS, TOKENS + 1, dtype=torch.int64)
-    if case.variant != "causal":
-        borders = torch.rand(ROWS, TOKENS + 1, generator=generator) < 0.08
-        documents = borders.long().cumsum(1)
-        documents[::3, -TOKENS // 5 :] = -1
-    weights = ((documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)).float()
-    return Rows(tokens=tokens[:, :-1], targets=tokens[:, 1:], documents=documents[:, :-1], weights=weights)
-
-
-def part_of(rows: Rows, which: slice) -> Rows:
-    """Some rows of a batch."""
-    return Rows(**{f.name: getattr(rows, f.name)[which] for f in dataclasses.fields(rows)})
-
-
-def reference(case: Case) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one process; in bfloat16 summed over the micro-batches that the layout makes."""
-    model = Llama(case.config).init_weights(SEED)
-    rows, layout = global_batch(case), case.layout
-    parts = [rows]
+def reference(case: Case) -> tuple[float, dict[str, float], dict[str, Tensor], Any]:
+    """Loss, notes and gradients of one process, and its objective; in bfloat16 summed over the layout's micro-batches."""
+    model = whole_model(case.config, case.variant, SEED)
+    data, _, batch = learnt(case, Exact(model), 0, 1)
+    layout, parts = case.layout, [batch]
     if case.dtype == "bfloat16":
-        shares = [part_of(rows, slice(rank, None, layout.data_ranks)) for rank in range(layout.data_ranks)]
-        size = len(shares[0].tokens) // layout.microbatch_count
-        parts = [part_of(share, slice(i, i + size)) for share in shares for i in range(0, len(share.tokens), size)]
-    total = 0.0
+        shares = [batch.take(slice(rank, None, layout.data_ranks)) for rank in range(layout.data_ranks)]
+        size = shares[0].samples // layout.microbatch_count
+        parts = [share.take(slice(i, i + size)) for share in shares for i in range(0, share.samples, size)]
+    total, notes = 0.0, dict.fromkeys(data.noted, 0.0)
     for part in parts:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16"):
-            loss, _ = next_token_loss(model, part)
-        loss = loss * (part.weight / rows.weight)
+            loss, said = data.loss(WholeReading(model, part.rows), part, batch.counts)
         loss.backward()
         total += loss.item()
-    return total, {name: p.grad for name, p in model.named_parameters()}
+        notes = {name: notes[name] + said[name].item() for name in notes}
+    return total, notes, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, data
+
+
+def placed_for(case: Case) -> Sharded:
+    """The model of a case in its place."""
+    reward = case.variant == "reward"
+    placed = place(case.config, case.layout, seed=SEED, dtype=getattr(torch, case.dtype), reward=reward)
+    for name, parameter in placed.named_parameters():
+        if name == "head.weight":
+            parameter.data.copy_(placed.part(name, drawn_head(case.config, SEED)))
+    return placed
 
 
 def measure(case: Case) -> dict[str, Any] | None:
     """The differences of one case; called by all its processes, answered by the first."""
-    layout = case.layout
-    placed = place(case.config, layout, seed=SEED, dtype=getattr(torch, case.dtype))
-    mine = part_of(global_batch(case), slice(placed.data_rank, None, placed.data_ranks))
+    if case.variant == "muon":
+        return measure_muon(case)
+    layout, placed = case.layout, placed_for(case)
+    data, mine, _ = learnt(case, placed, placed.data_rank, placed.data_ranks)
     with Reductions() as reductions:
-        loss, _ = placed.backward(None, [mine])
-    gradients = {n: g.clone() for n, g in placed.join((n, p.grad) for n, p in placed.named_parameters())}
+        loss, notes = placed.backward(data, [mine])
+    held = ((name, p.grad) for name, p in placed.named_parameters() if p.grad is not None)
+    gradients = {name: gradient.clone() for name, gradient in placed.join(held)}
     norm = placed.clip(1e-3)
-    validated = placed.validate(None, [mine])
+    validated = placed.validate(data, [mine])
     if placed.rank != 0:
         return None
-    wanted_loss, wanted = reference(case)
+    wanted_loss, wanted_notes, wanted, wanted_data = reference(case)
     wanted_norm = torch.stack([g.double().norm() for g in wanted.values()]).norm().item()
-    gradient, worst = difference(gradients, wanted)
-    return {
+    gradient, worst = updates.difference(gradients, wanted)
+    result = {
         "layout": str(layout),
         "processes": layout.world,
         "variant": case.variant,
@@ -201,6 +130,26 @@ def measure(case: Case) -> dict[str, Any] | None:
         "tolerance": case.tolerance,
         "sums": sorted(reductions.types) if layout.tensor == 1 else ["activations too"],
     }
+    if data.noted:
+        result["notes"] = max(abs(notes[name] - w) / max(1.0, abs(w)) for name, w in wanted_notes.items())
+    if case.variant == "dpo":
+        result["reference"] = (
+            ((data.reference - wanted_data.reference).abs() / wanted_data.reference.abs()).max().item()
+        )
+    return result
+
+
+def measure_muon(case: Case) -> dict[str, Any] | None:
+    """The same for how Muon changes weights."""
+    changed = updates.given_gradients(placed_for(case), SEED)
+    placed = placed_for(case)
+    data, mine, rows = learnt(case, placed, placed.data_rank, placed.data_ranks)
+    update, worst = updates.own_gradients(placed, data, mine, rows, SEED)
+    if placed.rank != 0:
+        return None
+    found = {"layout": str(case.layout), "processes": case.layout.world, "variant": case.variant, "gradients": update}
+    bits = {"same_bits": not changed, "sums": ["see documents"]}
+    return found | {"loss": 0.0, "worst": changed[0] if changed else worst, "tolerance": case.tolerance, **bits}
 
 
 class Reductions(TorchDispatchMode):
@@ -217,17 +166,12 @@ class Reductions(TorchDispatchMode):
         return operator(*arguments, **(keywords or {}))
 
 
-def difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest difference of any tensor, relative to the largest number of the wanted one, and whose."""
-    assert found.keys() == wanted.keys()
-    each = {name: ((found[name] - w).abs().max() / w.abs().max()).item() for name, w in wanted.items()}
-    worst = max(each, key=lambda name: each[name] if each[name] == each[name] else float("inf"))
-    return each[worst], worst
-
-
 def holds(result: dict[str, Any]) -> bool:
     """Whether a case agrees with one process."""
-    close = all(result[key] <= result["tolerance"] for key in ("loss", "validation", "norm", "gradients"))
+    kinds = ("loss", "validation", "norm", "gradients", "notes", "reference")
+    close = all(result[kind] <= result["tolerance"] for kind in kinds if kind in result) and result.get(
+        "same_bits", True
+    )
     return close and bool(result["sums"]) and "bfloat16" not in result["sums"]
 
 
@@ -292,24 +236,28 @@ CIRCLE = [
 def hand_over(layout: Layout, before: Path | None, after: Path, folder: Path) -> int:
     """Load what another layout saved, save it again, and write it as a Hugging Face folder; how many tensors there are.
 
-    The first one makes it: weights, and AdamW's moments after a step.
+    The first one makes it: weights, and after a step the moments of AdamW and the momentum of Muon.
     """
     case = Case(layout=layout, variant="tied")
     placed = place(case.config, layout, seed=SEED if before is None else SEED + 1, dtype=torch.float32)
     named = dict(placed.named_parameters())
-    optimizer = torch.optim.AdamW(named.values(), lr=1e-2, fused=True)
     if before is None:
-        placed.backward(None, [part_of(global_batch(case), slice(placed.data_rank, None, placed.data_ranks))])
-        optimizer.step()
+        rows = global_batch(case).take(slice(placed.data_rank, None, placed.data_ranks))
+        placed.backward(NextTokens(), [rows])
+        states: dict[Any, dict[str, Tensor]] = {}
+        for optimizer in optimizers(placed, updates.MUON, updates.RATE):
+            optimizer.step()
+            states |= optimizer.state
         held = {f"model.{name}": p.detach() for name, p in named.items()}
-        held |= {f"{k}.{name}": v for name, p in named.items() for k, v in optimizer.state[p].items()}
+        held |= {f"{k}.{name}": v for name, p in named.items() for k, v in states[p].items()}
     else:
         stored = load_file(before)
         for name, parameter in named.items():
             parameter.data.copy_(placed.part(name, stored[f"model.{name}"]))
         held = {f"model.{name}": p.detach() for name, p in named.items()}
-        kinds = ("exp_avg", "exp_avg_sq", "step")
-        held |= {f"{k}.{name}": placed.part(name, stored[f"{k}.{name}"]) for name in named for k in kinds}
+        kinds = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
+        kept = [(name, f"{kind}.{name}") for name in named for kind in kinds]
+        held |= {key: placed.part(name, stored[key]) for name, key in kept if key in stored}
     whole = dict(placed.join(held.items()))
     model = placed.whole()
     save_file({name: piece.contiguous() for name, piece in placed.pieces(held)[0].items()}, f"{after}-{placed.rank}")

@@ -103,7 +103,7 @@ class Objective:
 
 def ours(config: LlamaConfig) -> Step:
     placement = Whole(fuse(start(config)))
-    made = optimizers(placement.named_parameters(), OptimizerConfig(), RATE)
+    made = optimizers(placement, OptimizerConfig(), RATE)
 
     def step(tokens: Tensor) -> float:
         documents = torch.zeros(ROWS, LENGTH, dtype=torch.int64)

@@ -1,4 +1,5 @@
-"""The verb `pretrain`: a run from a size or a file of settings, over one process or many; or, dry, who would hold what."""
+"""The verbs `pretrain` and `train`: a run from a size or a file of settings, over one process or many; or, dry, who would
+hold what. The first learns text from random weights; the second whatever its settings say, mostly from a checkpoint."""
 
 import argparse
 import json
@@ -21,8 +22,27 @@ GENERATIONS = ("llama-3.1", "llama-3.2", "llama-3.3", "llama-3", "llama-2", "lla
 LONGEST = 8192  # tokens of a sequence, unless it is said: what Llama 3 starts with
 
 
+DATA = {"lm": "tokens", "sft": "dialogs", "dpo": "preferences", "reward": "preferences"}  # what an objective reads
+
+
 def add(commands: Any, add_command: Add) -> None:
-    """Add the verb to the command line."""
+    """Add the verbs to the command line."""
+    _add_options(
+        add_command(
+            commands,
+            "train",
+            _train,
+            "Train a model on text, dialogs or preferences, in one process or in many.",
+            """examples:
+  puna train sft.json --data out/dialogs --tokenizer out/tokenizer --base out/base --out out/sft
+  puna train dpo.json --processes 2 --data out/preferences --tokenizer out/tokenizer --base out/sft --out out/dpo
+  puna train reward.json --processes 4 --layout tensor=2 shard=2 --data out/preferences \\
+      --tokenizer out/tokenizer --base out/base --out out/reward
+
+The file says what is learnt: it has one of lm, sft, dpo, reward (`puna stage train --settings` shows the form).
+Layouts, --processes and what happens after an interruption are as for `puna pretrain`.""",
+        )
+    )
     sub = add_command(
         commands,
         "pretrain",
@@ -40,10 +60,14 @@ stages_per_rank, microbatches, in_flight, layers_per_stage. The product of the f
 With --processes (one machine) or under torchrun the run survives faults by itself: docs/faults.md.
 Interrupted, the same command continues where it was, with the same layout or another.""",
     )
+    _add_options(sub)
+
+
+def _add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("what", help="a size (8b, llama-3.2-1b) or a JSON file with settings of the stage `train`")
     sub.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="any setting, e.g. steps=1000 lm.rows=64")
     sub.add_argument("--layout", nargs="+", default=[], metavar="NAME=VALUE", help="over how many processes, and how")
-    sub.add_argument("--data", nargs="+", type=Path, default=[], help="token shards; several are mixed")
+    sub.add_argument("--data", nargs="+", type=Path, default=[], help="what it learns from; several are put together")
     sub.add_argument("--tokenizer", type=Path, default=None)
     sub.add_argument("--base", type=Path, default=None, help="a checkpoint to go on from, instead of random weights")
     sub.add_argument("--out", type=Path, default=None, help="the checkpoint's folder")
@@ -55,6 +79,16 @@ Interrupted, the same command continues where it was, with the same layout or an
 
 def _pretrain(options: argparse.Namespace) -> int:
     settings = _settings(options)
+    hint = f"`puna train {options.what}` trains on dialogs and preferences"
+    require(settings.lm is not None, "pretraining has the objective lm", hint=hint)
+    return _run(options, settings)
+
+
+def _train(options: argparse.Namespace) -> int:
+    return _run(options, _settings(options))
+
+
+def _run(options: argparse.Namespace, settings: "TrainConfig") -> int:
     if options.dry_run:
         print("\n".join(dry_run(settings)))
         return 0
@@ -71,7 +105,8 @@ def _pretrain(options: argparse.Namespace) -> int:
     if watched:
         settings.layout.check_world(options.processes)
 
-    data = [artifacts.load(path, "tokens") for path in options.data]
+    [kind] = [kind for objective, kind in DATA.items() if getattr(settings, objective) is not None]
+    data = [artifacts.load(path, kind) for path in options.data]
     tokenizer = artifacts.load(options.tokenizer, "tokenizer")
     base = artifacts.load(options.base, "checkpoint") if options.base else None
     try:

@@ -74,6 +74,28 @@ def _mask(documents: Tensor, piece: Tensor) -> tuple[Tensor, Tensor | None]:
     return (mask | empty[..., None])[:, None], empty
 
 
+def summed(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum of all ranks' `x`, on each of them.
+
+    They all make the same loss of it, and each rank's counts as one of `ranks` equal parts: so the gradient of one part
+    comes back times `ranks`.
+    """
+    return x if group is None else _Sum.apply(x, group)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.ranks = dist.get_world_size(group)
+        total = x.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient * ctx.ranks, None
+
+
 def gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """The ranks' `x` one after the other along `dim`; gradients are summed in float32 and dealt back."""
     return _Gather.apply(x, dim, group)

@@ -42,6 +42,36 @@ class _CrossEntropy(torch.autograd.Function):
         return *scaled(ctx, upstream), None, None, None
 
 
+def vocabulary_parallel_log_probs(hidden: Tensor, output: Tensor, targets: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """log p(target) of each token, (N,) float32, the same on every rank; arguments are as above.
+
+    Holds this rank's part of the logits in float32, (N, V / ranks): for short sequences.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    return _LogProbs.apply(hidden, output, targets, group)
+
+
+class _LogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, output: Tensor, targets: Tensor, group) -> Tensor:
+        matrix = output.to(hidden.dtype)
+        losses, gradient = _softmax_part(
+            (hidden @ matrix.t()).float(), targets - dist.get_rank(group) * len(output), group
+        )
+        ctx.save_for_backward(hidden, matrix, gradient)
+        ctx.output_dtype = output.dtype
+        return -losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor):
+        hidden, matrix, gradient = ctx.saved_tensors
+        logits = (gradient * -upstream[:, None]).to(hidden.dtype)
+        return logits @ matrix, (logits.t() @ hidden).to(ctx.output_dtype), None, None
+
+
 def _softmax_part(logits: Tensor, target: Tensor, group) -> tuple[Tensor, Tensor]:
     """Loss per token, (n,), and this rank's part of its gradient by the logits, written over them.
 

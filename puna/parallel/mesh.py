@@ -4,6 +4,8 @@ One mesh holds all ranks in the layout's order (tensor innermost). Data and cont
 weights, so that weights are sharded over both: FSDP's mesh is `rows` = shard x context, under `replicate`.
 """
 
+from functools import cached_property
+
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -31,9 +33,15 @@ class Mesh:
         self.tensor_group = self._mesh.get_group("tensor")
         self.rows_rank = self._mesh.get_local_rank("rows")
         self.rows = layout.shard * layout.context
+        self._copies = ranks.flatten(2)  # each row: the ranks that hold the parts of one copy of a stage
         self.context_group = self._groups(ranks.movedim(3, -1)) if layout.context > 1 else None
         ends = ranks[[0, -1]].movedim(0, -1)
         self.ends_group = self._groups(ends) if layout.pipeline > 1 else None  # first and last stage of one model
+
+    @cached_property
+    def copy_group(self) -> dist.ProcessGroup | None:
+        """The ranks that cut the same copy of a stage among them, `rows` outside `tensor`. Made by all ranks together."""
+        return self._groups(self._copies)
 
     def _groups(self, ranks: torch.Tensor) -> dist.ProcessGroup | None:
         """The group among the rows of `ranks` that this process is in; None if it is in none."""

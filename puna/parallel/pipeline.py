@@ -76,7 +76,9 @@ class Pipeline:
             }
             runtime.pipeline_order = actions
             runtime._prepare_schedule_with_comms(actions)
-            self._runtimes = {(count, shape): runtime}  # a run changes its shape a few times at most
+            self._runtimes = {
+                (count, shape): runtime
+            }  # made in less than a millisecond; rows of pairs differ in length
         return self._runtimes[count, shape]
 
     def _numbered(self) -> list[tuple[int, Stage]]:

@@ -6,10 +6,14 @@ gradients, the global norm, the mean loss. `Whole` is one process with everythin
 `Layout`. For the same seed and samples all give the same loss and the same update, within the order of their sums.
 
 What is averaged: the loss of a step is the mean over every unit of its *global* batch (a predicted token, a pair), over
-all micro-batches and all ranks that hold data. So each backward pass scales a micro-batch's mean by its share.
+all micro-batches and all ranks that hold data. So an objective divides what it sums by the counts of the global batch,
+and shares of the loss add up.
+
+What an objective sees of a model is a `Reading`: losses of tokens, log-probabilities of rows, rewards. Whether the hidden
+states behind it are cut over ranks, or the vocabulary is, the reading knows; the objective does not.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -24,8 +28,18 @@ class Batch(Protocol):
     """One micro-batch: rows of samples that go through the model together."""
 
     @property
-    def weight(self) -> float:
-        """How many units the loss is a mean of: predicted tokens, or pairs."""
+    def rows(self) -> Any:
+        """What the model reads: tokens, targets, positions, documents and weights, each (B, T)."""
+        ...
+
+    @property
+    def counts(self) -> tuple[float, ...]:
+        """How many there are of each kind of unit that the loss is a mean of: predicted tokens, pairs."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Pieces that it can be cut into: rows, or pairs of them."""
         ...
 
     @property
@@ -33,13 +47,40 @@ class Batch(Protocol):
         """Rows and the tokens in each, as the model computes them."""
         ...
 
+    def take(self, which: slice) -> "Batch":
+        """Some of its samples."""
+        ...
+
     def to(self, device: torch.device) -> "Batch": ...
 
 
-class Objective(Protocol):
-    """What is learnt: the mean loss over a batch's units, and numbers to log beside it."""
+class Reading(Protocol):
+    """What a model says of a batch's rows."""
 
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]: ...
+    def token_losses(self) -> Tensor:
+        """The weighted sum over the rows' targets of their losses, in nats: a rank's own share of it."""
+        ...
+
+    def log_probs(self, weights: Tensor) -> Tensor:
+        """Sum over each row of weight * log p(target), (W, B), for W weightings (W, B, T) that are not negative."""
+        ...
+
+    def rewards(self, places: Tensor) -> Tensor:
+        """What a reward model's head gives each row, (B,), read at the place `places` (B,)."""
+        ...
+
+
+class Objective(Protocol):
+    """What is learnt."""
+
+    noted: tuple[str, ...]  # the names of what is logged beside the loss
+
+    def loss(self, reading: Reading, batch: Any, totals: tuple[float, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a batch adds to the loss of the global batch, whose counts are `totals`, and to the `noted` numbers."""
+        ...
+
+
+Ask = Callable[[Reading, Any], Tensor]  # of a reading of a batch: a number per row, (B,)
 
 
 class Placement(Protocol):
@@ -76,6 +117,11 @@ class Placement(Protocol):
         """The mean loss, without gradients, over the units of all batches of all data ranks."""
         ...
 
+    def read(self, ask: Ask, count: int, batch: Callable[[int], Batch]) -> list[Tensor]:
+        """What `ask` says of each of `count` batches, which `batch` makes by number, without gradients: on every rank all of
+        it, on the CPU. Ranks that hold data share the work."""
+        ...
+
     def whole(self) -> nn.Module | None:
         """The complete model, for a checkpoint: on rank 0, None on the others."""
         ...
@@ -91,6 +137,13 @@ class Placement(Protocol):
 
     def pieces(self, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cut]:
         """What this rank holds, as plain tensors that share memory, and which of them are pieces of larger ones."""
+        ...
+
+    def change_wholes(
+        self, pieces: Iterable[tuple[str, Tensor]], change: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """What `change` makes of whole matrices: this rank's `pieces` (plain, as the parameters of these names are cut) go
+        in, and those of the changed matrices come out, in the same order. Shape and type of numbers stay."""
         ...
 
     def most(self, value: int) -> int:

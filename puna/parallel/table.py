@@ -4,6 +4,7 @@
     wq wk wv w1 w3  rows       whole heads, or a part of the feed-forward width; nothing to exchange
     wo w2           columns    partial sums over the ranks, added while they are dealt out along the sequence
     norms           not cut    each rank normalises its part of the sequence
+    head            not cut    a reward model's: each rank computes all rewards
     output          rows       a part of the vocabulary; `loss.py` puts the loss together
 
 Between the cut matrices the residual stream is cut along the sequence (sequence parallelism, Korthikanti et al. 2022,
@@ -12,6 +13,7 @@ parallel styles wrap its modules.
 """
 
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -50,6 +52,7 @@ def apply(stage: nn.Module, mesh: Mesh) -> None:
         "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=spread),
         "norm": norm,
         "output": ColwiseParallel(),
+        "head": _Copied(),
     }
     present = {name: style for name, style in outside.items() if hasattr(stage, name)}
     parallelize_module(stage, mesh.tensor, present)
@@ -78,10 +81,17 @@ def _gathered(spread: Shard | Replicate, arguments: int) -> PrepareModuleInput:
 class _Whole(ParallelStyle):
     """A module that every rank runs whole, on whole inputs."""
 
-    def _apply(self, module: nn.Module, device_mesh) -> nn.Module:
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def enter(_module, inputs, mesh):
             first = inputs[0]
             wrapped = first if isinstance(first, DTensor) else DTensor.from_local(first, mesh, [Replicate()])
             return (wrapped, *inputs[1:])
 
         return distribute_module(module, device_mesh, input_fn=enter)
+
+
+class _Copied(ParallelStyle):
+    """A module whose weights every rank has whole."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        return distribute_module(module, device_mesh)

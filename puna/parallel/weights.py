@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from puna.model.llama import Llama, draw
+from puna.model.reward import BODY, reward_head
 from puna.model.sizes import LlamaConfig
 from puna.parallel.mesh import Mesh
 from puna.parallel.stage import Stage
@@ -37,6 +38,12 @@ def first_weights(config: LlamaConfig, seed: int) -> Iterator[Named]:
         yield name, weight
 
 
+def with_head(weights: Iterable[Named], config: LlamaConfig) -> Iterator[Named]:
+    """The weights of a reward model with this body, and a head that gives zero."""
+    yield from ((BODY + name, weight) for name, weight in weights)
+    yield "head.weight", reward_head(config).weight.detach()
+
+
 @torch.no_grad()
 def fill(stages: list[Stage], weights: Iterable[Named], mesh: Mesh) -> None:
     """Copy this rank's parts of the whole `weights` into its stages."""
@@ -46,28 +53,28 @@ def fill(stages: list[Stage], weights: Iterable[Named], mesh: Mesh) -> None:
             held.setdefault(stage.model_name(name), []).append((name, parameter))
     for name, whole in weights:
         for own_name, parameter in held.pop(name, ()):
-            local(parameter).copy_(part(whole, own_name, mesh))
+            local(parameter).copy_(whole[region(own_name, tuple(whole.shape), mesh)])
     assert not held, f"no weights for {sorted(held)}"
 
 
-def part(whole: Tensor, name: str, mesh: Mesh) -> Tensor:
-    """What this rank holds of a whole weight: its cut by tensor parallelism, of that its rows by FSDP."""
-    dimension, tensor = cut_dimension(name), mesh.layout.tensor
-    if dimension is not None and tensor > 1:
-        whole = whole.chunk(tensor, dimension)[mesh.at["tensor"]]
-    rows = whole.chunk(mesh.rows, 0)
-    return rows[mesh.rows_rank] if mesh.rows_rank < len(rows) else whole[:0]
+def region(
+    name: str, shape: tuple[int, ...], mesh: Mesh, rows_rank: int | None = None, tensor_rank: int | None = None
+) -> tuple[slice, ...]:
+    """Where in a whole weight of this shape the part of a rank lies (of this one, unless others are named).
 
-
-def start(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...]:
-    """Where in a whole tensor of this shape the `part` of this rank begins. The name may have a prefix."""
-    found = [0] * len(shape)
-    rows, dimension, tensor = shape[0], cut_dimension(name), mesh.layout.tensor
-    if dimension is not None and tensor > 1:
-        found[dimension] = mesh.at["tensor"] * (shape[dimension] // tensor)
-        rows = rows // tensor if dimension == 0 else rows
-    found[0] += min(rows, mesh.rows_rank * -(-rows // mesh.rows))
-    return tuple(found)
+    It is the rank's cut by tensor parallelism, of that its rows by FSDP, perhaps none. The name may have a prefix.
+    """
+    rows_rank = mesh.rows_rank if rows_rank is None else rows_rank
+    tensor_rank = mesh.at["tensor"] if tensor_rank is None else tensor_rank
+    starts, sizes = [0] * len(shape), list(shape)
+    if (dimension := cut_dimension(name)) is not None:
+        sizes[dimension] //= mesh.layout.tensor
+        starts[dimension] = tensor_rank * sizes[dimension]
+    each = -(-sizes[0] // mesh.rows)
+    before = min(sizes[0], rows_rank * each)
+    starts[0] += before
+    sizes[0] = min(each, sizes[0] - before)
+    return tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ from puna.artifacts import Artifact, stage
 from puna.chat import Dialog, dialog_from_json, dialog_to_json
 from puna.evaluation.intervals import wilson
 from puna.evaluation.scores import plain
+from puna.model.reward import RewardModel
+from puna.parallel.whole import WholeReading
 from puna.posttrain.tasks.dialogs_io import item_from_json, write_lines
 from puna.posttrain.tasks.verify import verify
 from puna.tokenizer import AnyTokenizer, load_tokenizer
 from puna.tokenizer.formats import dialog_format
 from puna.train.loop import load_reward_model
-from puna.train.objectives.reward import RewardModel, dialog_rows
+from puna.train.objectives.reward import dialog_rows
 from puna.train.objectives.sft import read_lines
 
 
@@ -70,7 +72,7 @@ def rewards(model: RewardModel, tokenizer: AnyTokenizer, dialogs: list[Dialog]) 
     """The reward of each dialog."""
     format = dialog_format(tokenizer)
     rows, last = dialog_rows([format.render(d, answer=False).ids for d in dialogs])
-    return [round(r, 4) for r in model(rows, last).tolist()]
+    return [round(r, 4) for r in WholeReading(model, rows).rewards(last).tolist()]
 
 
 def _accuracy(model: RewardModel, tokenizer: AnyTokenizer, preferences: Artifact) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from puna.posttrain.preferences import PreferenceConfig, prefer
 from puna.posttrain.promotion import PromotionConfig, promote
 from puna.posttrain.rejection import RejectionConfig, reject
 from puna.posttrain.sampling import SampleConfig, sample
-from puna.train.loop import TrainConfig, train
+from puna.train.processes import train_laid_out
+from puna.train.settings import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,9 @@ def run_round(config: RoundConfig, start: Start, *, out: Path) -> tuple[Artifact
     pairs = keep(prefer(config.prefer, samples, out=out / "2-preferences"))
     if not pairs.metrics["preferences"]:
         return start.latest, start.score, _nothing_to_prefer(start.latest, made)
-    reward = keep(train(config.reward, pairs, start.tokenizer, start.base, out=out / "3-reward"))
+    reward = keep(train_laid_out(config.reward, pairs, start.tokenizer, start.base, out=out / "3-reward"))
     chosen = keep(reject(config.reject, samples, start.dialogs, reward, pairs, out=out / "4-rejection"))
-    sft = keep(train(config.sft, chosen, start.tokenizer, start.base, out=out / "5-sft"))
+    sft = keep(train_laid_out(config.sft, chosen, start.tokenizer, start.base, out=out / "5-sft"))
     sft_score = judged(sft)
     better = keep(promote(config.promote, [start.latest, sft], [start.score, sft_score], out=out / "6-promoted"))
     better_score = sft_score if better.metrics["chosen"] == sft.path.name else start.score
@@ -77,7 +78,7 @@ def run_round(config: RoundConfig, start: Start, *, out: Path) -> tuple[Artifact
     fresh_pairs = keep(prefer(config.prefer, fresh, out=out / "8-preferences"))
     if not fresh_pairs.metrics["preferences"]:
         return better, better_score, _nothing_to_prefer(better, made)
-    dpo = keep(train(config.dpo, fresh_pairs, start.tokenizer, better, out=out / "9-dpo"))
+    dpo = keep(train_laid_out(config.dpo, fresh_pairs, start.tokenizer, better, out=out / "9-dpo"))
     mean = keep(average(config.average, [better, dpo], out=out / "10-average"))
     rivals = [better, dpo, mean]
     scores = [better_score, judged(dpo), judged(mean)]

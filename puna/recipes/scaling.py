@@ -124,6 +124,7 @@ def measured_speed(study: Study, seconds: float = 4.0) -> float:
     import torch
 
     from puna.model.llama import Llama
+    from puna.parallel.whole import WholeReading
     from puna.train import hardware
     from puna.train.objectives.rows import Rows, next_token_loss
 
@@ -138,7 +139,7 @@ def measured_speed(study: Study, seconds: float = 4.0) -> float:
     done, started = 0, 0.0
     while True:
         with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16):
-            loss, _ = next_token_loss(model, rows)
+            loss, _ = next_token_loss(WholeReading(model, rows), rows, rows.counts)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -27,13 +27,14 @@ from puna.recipes.running import running
 from puna.serve.companion import Companion
 from puna.tokenizer.shards import TokeniseConfig, tokenise
 from puna.tokenizer.train import TokenizerConfig, train_tokenizer
-from puna.train.loop import TrainConfig, train
 from puna.train.objectives.dpo import DpoObjective
 from puna.train.objectives.lm import LmObjective
 from puna.train.objectives.reward import RewardObjective
 from puna.train.objectives.sft import SftObjective
 from puna.train.optimizers import OptimizerConfig
+from puna.train.processes import train_laid_out
 from puna.train.schedule import Schedule
+from puna.train.settings import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +114,13 @@ def run(c: Tiny, out: Path) -> Artifact:
         tokens = keep(tokenise(c.tokenise, text, tokenizer, out=out / "05-tokens"))
         keep(measure_baselines(c.baselines, text, tokenizer, out=out / "06-baselines"))
 
-        base = keep(train(c.pretrain, tokens, tokenizer, None, out=out / "07-base"))
+        base = keep(train_laid_out(c.pretrain, tokens, tokenizer, None, out=out / "07-base"))
         keep(measure_bits(c.bits, base, text, out=out / "07-base-bits"))
 
         dialogs = keep(build_dialogs(c.dialogs, world, out=out / "08-dialogs"))
         keep(check_contamination(c.contamination, dialogs, text, tokenizer, out=out / "08-contamination"))
         keep(evaluate(c.evaluate, base, dialogs, world, out=out / "07-base-evaluation"))
-        best = keep(train(c.sft, dialogs, tokenizer, base, out=out / "09-sft"))
+        best = keep(train_laid_out(c.sft, dialogs, tokenizer, base, out=out / "09-sft"))
         score = keep(evaluate(c.evaluate, best, dialogs, world, out=out / "09-sft-evaluation"))
         for number in range(1, c.rounds + 1):
             given = Start(base=base, latest=best, score=score, dialogs=dialogs, world=world, tokenizer=tokenizer)

@@ -13,13 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
-from torch import Tensor, nn
-
-from puna.parallel.placement import Batch
+from puna.parallel.placement import Batch, Objective, Placement
 from puna.train.phases import Phase, Position
 
 
-class Data(Protocol):
+class Data(Objective, Protocol):
     """What an objective makes of artifacts."""
 
     notes: dict[str, Any]  # for the manifest
@@ -32,8 +30,8 @@ class Data(Protocol):
         """Held-out batches, in the phase's form; empty for objectives that have none."""
         ...
 
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The mean over the batch's units, and what to log beside it."""
+    def prepare(self, placement: Placement) -> None:
+        """Once, before the first step, also of a run that goes on: the placement has the weights that the run starts from."""
         ...
 
     def cursors(self, at: Position) -> dict[str, list[int]]:

@@ -27,12 +27,11 @@ from puna.artifacts import Artifact
 from puna.config import require
 from puna.errors import DataError
 from puna.model.checkpoint import load_model, save_model
-from puna.parallel.whole import products_in_bf16
+from puna.model.reward import RewardModel
 from puna.train import evaluations, hardware, ledger, speed
 from puna.train.data import Loader
 from puna.train.guard import Guard, Verdict, guard_of, stopped
 from puna.train.metrics import MetricsLog
-from puna.train.objectives.reward import RewardModel
 from puna.train.optimizers import optimizers
 from puna.train.placing import place
 from puna.train.settings import TrainConfig
@@ -74,9 +73,7 @@ def begin(config: TrainConfig, data: Sequence[Artifact], tokenizer: Artifact, ba
     """A run before its first step."""
     placement = place(config, base)
     batches = config.objective.data(data, tokenizer.path, config.seed)
-    if hasattr(batches, "prepare"):
-        with products_in_bf16(hardware.device()):
-            batches.prepare(placement.parts[0])
+    batches.prepare(placement)
     rank, ranks = placement.data_rank, placement.data_ranks
     for phase in config.phases:
         hint = f"choose rows that {ranks} divides"
@@ -85,7 +82,7 @@ def begin(config: TrainConfig, data: Sequence[Artifact], tokenizer: Artifact, ba
         config=config,
         out=out,
         placement=placement,
-        optimizers=optimizers(placement.named_parameters(), config.optimizer, config.schedule.peak),
+        optimizers=optimizers(placement, config.optimizer, config.schedule.peak),
         data=batches,
         loader=Loader(batches, rank, ranks, config.micro_batch),
         ledger=ledger.Ledger(out / artifacts.WORK, rank, ranks, keeps=placement.rank * ranks % placement.world == 0),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from puna.artifacts import Artifact
@@ -11,17 +12,18 @@ from puna.model.convert import hf_name, is_rotary, to_meta_rows
 from puna.model.folder import WeightFiles, load_config
 from puna.model.headstart import give_head_start
 from puna.model.llama import Llama
+from puna.model.reward import RewardModel
 from puna.parallel.placement import Placement
 from puna.parallel.whole import Whole
 from puna.train import hardware
 from puna.train.accelerate import SpeedConfig, accelerate
-from puna.train.objectives.reward import RewardModel
 from puna.train.settings import TrainConfig
 
 
 def place(config: TrainConfig, base: Artifact | None) -> Placement:
     """The model that `config` and `base` mean, ready to be trained. Raises `ConfigError` if they mean none."""
     device = hardware.device()
+    config.layout.check_world(dist.get_world_size() if dist.is_initialized() else 1)
     if config.layout.world == 1:
         return Whole(accelerate(starting_model(config, base), config.speed, device), device)
     from puna.parallel import sharded
@@ -30,25 +32,17 @@ def place(config: TrainConfig, base: Artifact | None) -> Placement:
     require(
         alone, "speed.compiled, .recompute and .float8 are for one process so far", hint="leave them out, or the layout"
     )
-    learns_tokens = config.lm or config.sft
-    hint = "lm and sft do; train this one in one process"
-    cut = config.layout.shard > 1 or config.layout.tensor > 1
-    muon_hint = "optimizer.kind=adamw, or a layout of replicate, context and pipeline"
-    require(
-        not (cut and config.optimizer.kind == "muon"),
-        "Muon needs whole matrices, and this layout cuts them",
-        hint=muon_hint,
-    )
-    require(learns_tokens is not None, "this objective cannot be laid out over several processes", hint=hint)
     if base is not None:
         shape, weights = load_config(base.path), stored_weights(base)
     else:
-        whole = starting_model(config, None) if config.head_start else None
+        whole = starting_llama(config, None) if config.head_start else None
         shape, weights = config.model, whole and ((name, p.detach()) for name, p in whole.named_parameters())
     require(shape is not None, "there is nothing to start from: no base and no model size", hint="set `model`")
-    for phase in config.phases:
-        config.layout.check_model(shape, phase.sequence_length)
-    return sharded.place(shape, config.layout, device=device, seed=config.seed, weights=weights)
+    if config.lm or config.sft:  # rows of one length; those of pairs are as long as the longest, and filled up
+        for phase in config.phases:
+            config.layout.check_model(shape, phase.sequence_length)
+    reward = config.reward is not None
+    return sharded.place(shape, config.layout, device=device, seed=config.seed, weights=weights, reward=reward)
 
 
 def stored_weights(base: Artifact) -> Iterator[tuple[str, Tensor]]:
@@ -63,13 +57,17 @@ def stored_weights(base: Artifact) -> Iterator[tuple[str, Tensor]]:
 
 def starting_model(config: TrainConfig, base: Artifact | None) -> nn.Module:
     """The whole model, on the CPU."""
-    if base is None:
-        hint = "give a base checkpoint or set `model`"
-        require(config.model is not None, "there is nothing to start from: no base and no model size", hint=hint)
-        model = Llama(config.model).init_weights(config.seed)
-        if config.head_start:
-            give_head_start(model, config.seed)
-    else:
-        model = load_model(base.path)
-    model.train()
-    return RewardModel(model) if config.reward else model
+    llama = starting_llama(config, base).train()
+    return RewardModel(llama) if config.reward else llama
+
+
+def starting_llama(config: TrainConfig, base: Artifact | None) -> Llama:
+    """The model, or a reward model's body."""
+    if base is not None:
+        return load_model(base.path)
+    hint = "give a base checkpoint or set `model`"
+    require(config.model is not None, "there is nothing to start from: no base and no model size", hint=hint)
+    model = Llama(config.model).init_weights(config.seed)
+    if config.head_start:
+        give_head_start(model, config.seed)
+    return model

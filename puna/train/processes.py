@@ -1,7 +1,8 @@
 """One run in several processes: those that `torchrun` starts find each other, train together, and one writes the result.
 
 `torchrun --nproc-per-node 4 -m puna pretrain … --layout tensor=2 shard=2` starts four of the same command. Each knows
-its number from the environment. Started without `torchrun` there is one process, and nothing here is needed.
+its number from the environment. Started without `torchrun` there is one process, which starts others where a layout asks
+for them (`train_laid_out`).
 """
 
 import os
@@ -16,6 +17,7 @@ from puna import artifacts, log
 from puna.artifacts import Artifact
 from puna.train.loop import train
 from puna.train.resilience.peers import meet
+from puna.train.resilience.ranks import train_watched
 from puna.train.settings import TrainConfig
 
 
@@ -57,3 +59,15 @@ def train_together(
             train.__wrapped__(config, data, tokenizer, base, out=out)
         dist.barrier()
         return made if first() or complete else artifacts.load(out, "checkpoint")
+
+
+def train_laid_out(
+    config: TrainConfig, data: Artifact | list[Artifact], tokenizer: Artifact, base: Artifact | None, *, out: Path
+) -> Artifact:
+    """The stage `train`, in as many processes as `config.layout` has: what recipes and rounds call.
+
+    They are this one, those that torchrun has started, or else ones that are started here and watched.
+    """
+    started = config.layout.world == 1 or "WORLD_SIZE" in os.environ
+    run = train_together if started else train_watched
+    return run(config, data, tokenizer, base, out=out)

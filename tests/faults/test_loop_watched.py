@@ -14,7 +14,10 @@ from puna import artifacts
 from puna.model.checkpoint import load_model
 from puna.parallel.layout import Layout
 from puna.planner.policies import DetectPolicy, SavePolicy, StragglerPolicy
+from puna.train.objectives.dpo import DpoObjective
 from puna.train.objectives.lm import LmObjective
+from puna.train.objectives.reward import RewardObjective
+from puna.train.optimizers import OptimizerConfig
 from puna.train.resilience import inject, ledger
 from puna.train.resilience.settings import ResilienceConfig
 from puna.train.schedule import Schedule
@@ -44,13 +47,13 @@ train_watched(config.from_json(TrainConfig, given["settings"]), artifacts.load(g
 """
 
 
-def watched(world, settings, out, plan=()):
+def watched(world, settings, out, plan=(), data="tokens"):
     import json
 
     from puna import config
 
     inject.plan(out, list(plan))
-    given = {"settings": config.to_json(settings), "data": str(world.tokens.path), "out": str(out)}
+    given = {"settings": config.to_json(settings), "data": str(getattr(world, data).path), "out": str(out)}
     (out.parent / f"{out.name}.json").write_text(json.dumps({**given, "tokenizer": str(world.tokenizer.path)}))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(out.parent / f"{out.name}.json")]
@@ -80,6 +83,39 @@ def test_the_slow_rank_is_named_and_not_those_that_wait_for_it(world, tmp_path, 
     watched(world, replace(RUN, layout=layout, steps=30, resilience=settings), tmp_path / "slow", plan)
     named = [event["rank"] for event in ledger.read(tmp_path / "slow") if event["event"] == "slow"]
     assert named and set(named) == {1}
+
+
+@pytest.mark.parametrize(
+    "objective, layout",
+    [
+        (DpoObjective(sequence_length=96, pairs=8), Layout(shard=2)),
+        (RewardObjective(sequence_length=96, pairs=8), Layout(pipeline=2)),
+        (RewardObjective(sequence_length=96, pairs=8), Layout(replicate=2)),
+        (None, Layout(shard=2)),
+    ],
+    ids=["dpo", "reward", "reward twice", "muon"],
+)
+def test_pairs_and_muon_that_are_killed_and_given_nan_end_with_the_same_bits(world, tmp_path, objective, layout):
+    untied = replace(TOY, tied=False)  # then a reward model's state has an output matrix that never has a gradient
+    settings = replace(RUN, layout=layout, steps=20, save_every_steps=5, model=untied)
+    if objective:
+        name = "dpo" if isinstance(objective, DpoObjective) else "reward"
+        settings = replace(settings, lm=None, **{name: objective})
+    else:
+        settings = replace(settings, optimizer=OptimizerConfig(kind="muon"))
+    data = "preferences" if objective else "tokens"
+    calm = watched(world, settings, tmp_path / "calm", data=data)
+    plan = [
+        {"kind": "kill", "step": 7, "rank": 1},
+        {"kind": "missing", "step": 13, "rank": 1},  # to a state on disk
+    ]
+    weighs = not isinstance(objective, RewardObjective)  # whose batches are tokens alone: no number to spoil
+    plan += [{"kind": "nan", "step": 11, "rank": 0}] * weighs
+    disturbed = watched(world, settings, tmp_path / "disturbed", plan, data=data)
+    assert same(calm, disturbed) and calm.digest == disturbed.digest
+    events = ledger.read(tmp_path / "disturbed")
+    assert {e["step"] for e in events if e["event"] == "transient"} == ({11} if weighs else set())
+    assert len([e for e in events if e["event"] == "restored"]) >= 2
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ differs between layouts is the order of sums. Prints one JSON object.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import socket
@@ -19,9 +20,12 @@ from train_world import TOY
 from puna import artifacts
 from puna.parallel import sharded, whole
 from puna.parallel.layout import Layout
-from puna.train import guard, loop
+from puna.train import guard
 from puna.train.guard import PlainGuard
+from puna.train.objectives.dpo import DpoObjective
 from puna.train.objectives.lm import LmObjective
+from puna.train.objectives.reward import RewardObjective
+from puna.train.optimizers import OptimizerConfig
 from puna.train.processes import train_together
 from puna.train.schedule import Schedule
 from puna.train.settings import TrainConfig
@@ -35,6 +39,12 @@ CONFIG = TrainConfig(
     validate_every_steps=4,
     threads=1,
 )
+CONFIGS = {
+    "lm": CONFIG,
+    "muon": dataclasses.replace(CONFIG, optimizer=OptimizerConfig(kind="muon")),
+    "dpo": dataclasses.replace(CONFIG, lm=None, dpo=DpoObjective(sequence_length=96, pairs=8)),
+    "reward": dataclasses.replace(CONFIG, lm=None, reward=RewardObjective(sequence_length=96, pairs=8)),
+}
 STOP = 4  # steps after which a run is broken off
 
 
@@ -47,26 +57,28 @@ class BreakingOff(PlainGuard):
         super().after_step(run)
 
 
-def child(rank: int, port: int, layout: Layout, world: Path, out: Path, stops: bool) -> None:
+def child(rank: int, port: int, kind: str, layout: Layout, world: Path, out: Path, stops: bool) -> None:
     """One process of a run."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(layout.world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    loop.products_in_bf16 = whole.products_in_bf16 = lambda _device: contextlib.nullcontext()
+    whole.products_in_bf16 = lambda _device: contextlib.nullcontext()
     sharded.place.__kwdefaults__["dtype"] = torch.float32
     if stops:
         guard.PlainGuard = BreakingOff
-    tokens, tokenizer = artifacts.load(world / "tokens"), artifacts.load(world / "tokenizer")
+    config = dataclasses.replace(CONFIGS[kind], layout=layout)
+    data = artifacts.load(world / ("tokens" if config.lm else "preferences"))
+    tokenizer = artifacts.load(world / "tokenizer")
     with contextlib.suppress(KeyboardInterrupt):
-        train_together(dataclasses.replace(CONFIG, layout=layout), tokens, tokenizer, None, out=out)
+        train_together(config, data, tokenizer, None, out=out)
 
 
-def run(layout: Layout, world: Path, out: Path, stops: bool = False) -> None:
+def run(kind: str, layout: Layout, world: Path, out: Path, stops: bool = False) -> None:
     """A run in as many processes as the layout has."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    arguments = [(rank, port, layout, world, out, stops) for rank in range(layout.world)]
+    arguments = [(rank, port, kind, layout, world, out, stops) for rank in range(layout.world)]
     children = [context.Process(target=child, args=given) for given in arguments]
     for process in children:
         process.start()
@@ -83,17 +95,19 @@ def losses(out: Path) -> list[float]:
 
 
 def main() -> None:
-    world, out = Path(sys.argv[1]), Path(sys.argv[2])
-    run(Layout(), world, out / "whole")
-    found = {"whole": losses(out / "whole"), "samples": {}}
+    world, out, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4] if len(sys.argv) > 4 else "lm"
+    run(kind, Layout(), world, out / "whole")
+    found = {"whole": losses(out / "whole"), "samples": {}, "weights": {}}
     for name, parts in json.loads(sys.argv[3]).items():
         layouts = [Layout(**part) for part in parts]
         for layout in layouts[:-1]:
-            run(layout, world, out / name, stops=True)
-        run(layouts[-1], world, out / name)
+            run(kind, layout, world, out / name, stops=True)
+        run(kind, layouts[-1], world, out / name)
         found[name] = losses(out / name)
     for folder in out.iterdir():
         found["samples"][folder.name] = json.loads((folder / "samples.json").read_text())["content"]
+        files = sorted(folder.glob("*.safetensors"))
+        found["weights"][folder.name] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     print(json.dumps(found))
 
 

@@ -32,7 +32,7 @@ def started(script: Path, *arguments: str, timeout_s: int = 900) -> dict:
 def test_a_handful_of_layouts_gives_the_loss_and_gradients_of_one_process():
     found = started(ROOT / "benchmarks" / "parallel.py", "--few")
     assert found["bad"] == []
-    assert found["cases"] == 5
+    assert found["cases"] == 11
 
 
 def agrees(losses: list[float], whole: list[float]) -> bool:
@@ -46,6 +46,25 @@ def test_a_run_goes_on_with_other_processes_and_has_the_same_losses_and_samples(
     assert found["whole"][0] > found["whole"][-1] + 0.3
     assert agrees(found["moved"], found["whole"])
     assert len(set(found["samples"].values())) == 1
+
+
+@pytest.mark.parametrize("kind", ["muon", "dpo", "reward"])
+def test_muon_and_pairs_go_on_with_other_processes_and_a_stopped_run_ends_with_the_same_bits(tmp_path, kind):
+    build(tmp_path / "world")
+    runs = {
+        "moved": [{"tensor": 2, "context": 2}, {"pipeline": 2}],
+        "straight": [{"shard": 2}],
+        "stopped": [{"shard": 2}, {"shard": 2}],
+    }
+    given = [str(tmp_path / "world"), str(tmp_path / "out"), json.dumps(runs), kind]
+    found = started(HERE / "layout_runs.py", *given)
+    whole = found["whole"]
+    assert whole[0] > whole[7] + 0.1, "it learns"
+    for name in runs:
+        assert agrees(found[name], whole), name
+    assert len(set(found["samples"].values())) == 1
+    assert found["weights"]["stopped"] == found["weights"]["straight"]
+    assert len(found["weights"]["whole"]) == (2 if kind == "reward" else 1)
 
 
 @pytest.mark.skipif(not os.environ.get("PUNA_SLOW"), reason="minutes long: PUNA_SLOW=1")

@@ -9,10 +9,10 @@ from train_world import TOY
 
 from puna.kernels import training_rows
 from puna.model.llama import Llama, WithinDocuments
+from puna.model.reward import RewardModel
 from puna.model.sizes import LlamaConfig
-from puna.parallel.whole import Whole
+from puna.parallel.whole import Whole, WholeReading
 from puna.train.fused import FusedLlama, fuse
-from puna.train.objectives.reward import RewardModel
 from puna.train.objectives.rows import Rows, next_token_loss
 from puna.train.optimizers import OptimizerConfig, optimizers
 
@@ -50,7 +50,7 @@ def gradients(model, rows) -> tuple[float, dict[str, torch.Tensor]]:
 def exact(model, rows) -> tuple[float, dict[str, torch.Tensor]]:
     """In float32 throughout."""
     model = copy.deepcopy(model)
-    loss, _ = next_token_loss(model, rows)
+    loss, _ = next_token_loss(WholeReading(model, rows), rows, rows.counts)
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}
 
@@ -100,7 +100,7 @@ def test_training_goes_the_way_that_the_model_alone_goes(kind):
     finals = []
     for way in (fuse, lambda model: model):
         placement = Whole(way(Llama(GROUPED).init_weights(0)))
-        makers = optimizers(placement.named_parameters(), OptimizerConfig(kind=kind), 3e-3)
+        makers = optimizers(placement, OptimizerConfig(kind=kind), 3e-3)
         losses = []
         for _ in range(12):
             losses.append(placement.backward(Objective, [some_rows(208)])[0])

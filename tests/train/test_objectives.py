@@ -1,5 +1,6 @@
 """What is learnt, and what is not: masks, packing, losses."""
 
+import contextlib
 import itertools
 import json
 
@@ -14,11 +15,15 @@ from puna.errors import ConfigError, DataError
 from puna.kernels.attention import attention
 from puna.kernels.cross_entropy import cross_entropy
 from puna.model.llama import Llama, attend_with, document_mask
+from puna.model.reward import RewardModel
+from puna.parallel import whole
+from puna.parallel.whole import WholeReading
 from puna.tokenizer.bpe import Tokenizer
-from puna.train.objectives.dpo import DpoObjective, encode_side
+from puna.train.data import micro_batches
+from puna.train.objectives.dpo import DpoData, DpoObjective, encode_pairs, encode_side
 from puna.train.objectives.lm import LmObjective
-from puna.train.objectives.reward import RewardModel, dialog_rows
-from puna.train.objectives.rows import Rows, hidden_states
+from puna.train.objectives.reward import RewardData, RewardObjective, dialog_rows
+from puna.train.objectives.rows import Rows
 from puna.train.objectives.sft import SftData, SftObjective, encode_dialogs
 from puna.train.phases import Position
 from puna.train.schedule import Course, Schedule
@@ -63,7 +68,7 @@ def test_a_packed_row_gives_each_document_what_it_gets_alone(model):
     packed = torch.cat([first, second], 1)
     documents = torch.tensor([[0] * 9 + [1] * 14])
     rows = Rows(tokens=packed, targets=packed, documents=documents, weights=torch.ones(1, 23))
-    together = hidden_states(model, rows)
+    together = WholeReading(model, rows).hidden
     for tokens, part in ((first, together[:, :9]), (second, together[:, 9:])):
         alone = model.hidden(tokens, torch.arange(tokens.shape[1])[None], attend_with(None))
         torch.testing.assert_close(part, alone, atol=1e-5, rtol=1e-5)
@@ -157,10 +162,42 @@ def test_a_reward_does_not_depend_on_padding_or_the_batch(model):
     judge = RewardModel(model)
     torch.nn.init.normal_(judge.head.weight)
     short, long = [5, 6, 7], list(range(20, 60))
+
+    def rewards(dialogs):
+        rows, last = dialog_rows(dialogs)
+        return WholeReading(judge, rows).rewards(last)
+
     with torch.no_grad():
-        alone = judge(*dialog_rows([short]))
-        beside = judge(*dialog_rows([short, long]))[:1]
+        alone = rewards([short])
+        beside = rewards([short, long])[:1]
     torch.testing.assert_close(alone, beside, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [DpoObjective(sequence_length=96), RewardObjective(sequence_length=96)])
+def test_micro_batches_of_pairs_give_the_loss_notes_and_gradients_of_the_whole_step(world, objective, monkeypatch):
+    monkeypatch.setattr(whole, "products_in_bf16", lambda _device: contextlib.nullcontext())
+    lines = [json.loads(line) for line in world.preferences.file("preferences.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):  # chosen answers of all lengths: a mean over micro-batches is none over tokens
+        line["chosen"][0]["content"] *= 1 + i % 4
+    pairs = encode_pairs(lines, Tokenizer.load(world.tokenizer.path))
+    found = []
+    for most in (0, 3, 1):
+        body = Llama(TOY).init_weights(0)
+        judged = isinstance(objective, RewardObjective)
+        model = RewardModel(body) if judged else body
+        if judged:
+            torch.nn.init.ones_(model.head.weight)
+        data = (RewardData if judged else DpoData)(objective, pairs, 0)
+        placement = whole.Whole(model)
+        data.prepare(placement)
+        loss, notes = placement.backward(data, [data.batch(part) for part in micro_batches(range(8), most)])
+        found.append((loss, notes, {n: p.grad for n, p in placement.named_parameters()}))
+    for loss, notes, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        assert notes == pytest.approx(found[0][1], rel=1e-4, abs=1e-6)
+        for name, gradient in gradients.items():
+            wanted = found[0][2][name]
+            assert (gradient - wanted).abs().max() <= 2e-5 * wanted.abs().max(), name
 
 
 @given(steps=st.integers(1, 500), share=st.floats(0, 1), warmup=st.integers(0, 50))

@@ -6,7 +6,12 @@ where pi and ref are log-probabilities of the chosen (c) and rejected (r) answer
 that training starts from. Two changes against plain DPO: header and end tokens are left out of the contrast (they occur
 in both answers, and pushing them up and down at once ends in tails that repeat or stop short), and the chosen answer's
 likelihood is held up by the NLL term, which keeps them. The mask without the NLL term ruins the end token: it is
-refused.
+refused. The contrastive part is a mean over the step's pairs, the NLL one over all tokens of its chosen answers.
+
+The reference scores all pairs once, before the first step, and is not kept: at that moment the model is the reference,
+in its place, on however many ranks, which share the pairs. That is 8 bytes a pair and one forward pass over them; a second
+model in memory would be 2 bytes a weight at the least, and a forward pass in every step. A run that goes on scores them again,
+from the same weights.
 
 Before the first step pi equals ref, so the loss's contrastive part is ln 2 exactly.
 """
@@ -25,13 +30,15 @@ from puna import chat, log
 from puna.artifacts import Artifact
 from puna.config import require
 from puna.errors import DataError
-from puna.model.llama import Llama
+from puna.parallel.placement import Placement, Reading
 from puna.tokenizer import AnyTokenizer, load_tokenizer
 from puna.tokenizer.dialog import TokenClass
 from puna.tokenizer.formats import dialog_format
-from puna.train.objectives.rows import PairedRows, Rows, pad, weighted_log_probs
+from puna.train.objectives.rows import PairedRows, Rows, pad
 from puna.train.objectives.sft import read_lines
 from puna.train.phases import Phase, Position
+
+SCORED = 32  # pairs that the reference scores at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +82,14 @@ class Side:
 
 def load_pairs(artifacts: Sequence[Artifact], tokenizer: AnyTokenizer) -> list[tuple[Side, Side]]:
     """The (chosen, rejected) pairs of preferences artifacts."""
+    lines = [line for artifact in artifacts for line in read_lines(artifact.file("preferences.jsonl"))]
+    return encode_pairs(lines, tokenizer)
+
+
+def encode_pairs(lines: Sequence[dict[str, Any]], tokenizer: AnyTokenizer) -> list[tuple[Side, Side]]:
+    """The (chosen, rejected) pairs of lines that have prompt, chosen and rejected, each a dialog."""
     pairs = []
-    for line in (line for artifact in artifacts for line in read_lines(artifact.file("preferences.jsonl"))):
+    for line in lines:
         prompt = chat.dialog_from_json(line["prompt"])
         sides = (encode_side(tokenizer, prompt, chat.dialog_from_json(line[s])) for s in ("chosen", "rejected"))
         pairs.append(tuple(sides))
@@ -100,9 +113,21 @@ class ContrastedRows(PairedRows):
     contrast: Tensor  # (2P, T) float32
     reference: Tensor  # (2P,) log-probabilities, nats
 
+    @property
+    def counts(self) -> tuple[float, float]:
+        """The pairs, and the tokens of the chosen answers."""
+        return float(self.samples), self.rows.weights[: self.samples].sum().item()
+
+
+def _contrasted(reading: Reading, batch: ContrastedRows) -> Tensor:
+    """The log-probability of what is contrasted of each row."""
+    return reading.log_probs(batch.contrast[None])[0]
+
 
 class DpoData:
     """Batches of pairs in an order that changes with each epoch, with the reference's log-probabilities beside them."""
+
+    noted: tuple[str, ...] = ("contrastive", "nll", "ranked_right", "chosen_change")
 
     def __init__(self, config: DpoObjective, pairs: list[tuple[Side, Side]], seed: int):
         self.config, self.seed = config, seed
@@ -116,16 +141,16 @@ class DpoData:
         self.notes = {"pairs": len(self.pairs), "pairs_too_long": too_long}
         self.reference: Tensor | None = None  # (pairs, 2)
 
-    @torch.no_grad()
-    def prepare(self, model: Llama) -> None:
+    def prepare(self, placement: Placement) -> None:
         """Let the starting model, which is the reference, score all pairs."""
-        scores, device = [], next(model.parameters()).device
-        for first in range(0, len(self.pairs), 32):
-            chunk = self.pairs[first : first + 32]
-            rows, contrast = self._rows(chunk)
-            both = weighted_log_probs(model, rows.to(device), contrast[None].to(device))
-            scores.append(both.view(2, len(chunk)).t().cpu())
-        self.reference = torch.cat(scores)
+
+        def chunk(number: int) -> ContrastedRows:
+            pairs = self.pairs[number * SCORED : (number + 1) * SCORED]
+            rows, contrast = self._rows(pairs)
+            return ContrastedRows(rows=rows, contrast=contrast, reference=torch.zeros(2 * len(pairs)))
+
+        scores = placement.read(_contrasted, -(-len(self.pairs) // SCORED), chunk)
+        self.reference = torch.cat([both.view(2, -1).t() for both in scores])
 
     def batch(self, numbers: Sequence[int], at: Position | None = None) -> ContrastedRows:
         chosen = self._indices(numbers)
@@ -138,20 +163,20 @@ class DpoData:
     def cursors(self, at: Position) -> dict[str, list[int]]:
         return {}
 
-    def loss(self, model: Llama, batch: ContrastedRows) -> tuple[Tensor, dict[str, float]]:
-        """The loss above, and the share of pairs ranked right and the change of the chosen answers' likelihood."""
-        both = torch.stack((batch.contrast, batch.rows.weights))
-        contrast, likelihood = weighted_log_probs(model, batch.rows, both)
-        change = contrast - batch.reference
-        chosen, rejected = change.chunk(2)
-        P = len(chosen)
-        contrastive = -F.logsigmoid(self.config.beta * (chosen - rejected)).mean()
-        nll = -likelihood[:P].sum() / batch.rows.weights[:P].sum()
+    def loss(
+        self, reading: Reading, batch: ContrastedRows, totals: tuple[float, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A share of the loss above, of the pairs ranked right, and of the change of the chosen answers' likelihood."""
+        pairs, tokens = totals
+        contrast, likelihood = reading.log_probs(torch.stack((batch.contrast, batch.rows.weights)))
+        chosen, rejected = (contrast - batch.reference).chunk(2)
+        contrastive = -F.logsigmoid(self.config.beta * (chosen - rejected)).sum() / pairs
+        nll = -likelihood[: batch.samples].sum() / tokens
         notes = {
-            "contrastive": contrastive.item(),
-            "nll": nll.item(),
-            "ranked_right": (chosen > rejected).float().mean().item(),
-            "chosen_change": chosen.mean().item(),
+            "contrastive": contrastive.detach(),
+            "nll": nll.detach(),
+            "ranked_right": (chosen > rejected).float().sum() / pairs,
+            "chosen_change": chosen.detach().sum() / pairs,
         }
         return contrastive + self.config.nll_share * nll, notes
 

@@ -12,7 +12,7 @@ from puna.config import require
 from puna.tokenizer.shards import TokenShards
 from puna.train import phases
 from puna.train.downstream import Choices
-from puna.train.objectives.rows import Rows, next_token_loss
+from puna.train.objectives.rows import NextTokens, Rows
 from puna.train.phases import Phase, Position
 from puna.train.sources import Deal, open_sources
 
@@ -46,10 +46,8 @@ class LmObjective:
         return LmData(self, artifacts, seed, choices)
 
 
-class LmData:
+class LmData(NextTokens):
     """Samples of token shards, addressed by their number: nothing to save, nothing to restore."""
-
-    loss = staticmethod(next_token_loss)
 
     def __init__(self, config: LmObjective, artifacts: Sequence[Artifact], seed: int, choices: Choices | None = None):
         self.choices, self.seed = choices, seed

@@ -1,15 +1,13 @@
-"""Packed rows of tokens, and the two things that objectives do with them: a loss, or log-probabilities per sequence."""
+"""Packed rows of tokens, alone or in pairs, and what is learnt of rows whose targets count by their weights."""
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from puna.kernels.cross_entropy import cross_entropy, token_log_probs
-from puna.model.llama import Llama, WithinDocuments
+from puna.parallel.placement import Placement, Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +36,29 @@ class Rows:
         """(B, T)."""
         return tuple(self.tokens.shape)
 
-    @functools.cached_property
+    @property
     def weight(self) -> float:
         """The predictions that count, by their weights."""
         return self.weights.sum().item()
+
+    @property
+    def rows(self) -> "Rows":
+        """These."""
+        return self
+
+    @property
+    def counts(self) -> tuple[float]:
+        """The predictions."""
+        return (self.weight,)
+
+    @property
+    def samples(self) -> int:
+        """Rows."""
+        return len(self.tokens)
+
+    def take(self, which: slice) -> "Rows":
+        """Some of the rows."""
+        return pick(self, torch.arange(self.samples)[which])
 
     def to(self, device: torch.device) -> "Rows":
         """The same rows on `device`."""
@@ -53,6 +70,13 @@ def move(batch: Any, device: torch.device) -> Any:
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     moved = {name: value.to(device) for name, value in fields.items() if hasattr(value, "to")}
     return batch if all(moved[name] is fields[name] for name in moved) else dataclasses.replace(batch, **moved)
+
+
+def pick(batch: Any, rows: Tensor) -> Any:
+    """Some rows of a batch, of all its tensors and of the batches within it."""
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    picked = {name: value[rows] if isinstance(value, Tensor) else pick(value, rows) for name, value in fields.items()}
+    return dataclasses.replace(batch, **picked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,39 +91,38 @@ class PairedRows:
         return self.rows.shape
 
     @property
-    def weight(self) -> float:
+    def counts(self) -> tuple[float, ...]:
         """The pairs."""
-        return self.shape[0] / 2
+        return (float(self.samples),)
+
+    @property
+    def samples(self) -> int:
+        """Pairs."""
+        return self.shape[0] // 2
+
+    def take(self, which: slice) -> Self:
+        """Some of the pairs."""
+        chosen = torch.arange(self.samples)[which]
+        return pick(self, torch.cat((chosen, chosen + self.samples)))
 
     def to(self, device: torch.device) -> Self:
         """The same pairs on `device`."""
         return move(self, device)
 
 
-def hidden_states(model: Llama, rows: Rows) -> Tensor:
-    """The last hidden states of all tokens, (B, T, D)."""
-    return model.hidden(rows.tokens, rows.positions, WithinDocuments(rows.documents))
+def next_token_loss(reading: Reading, _rows: Rows, totals: tuple[float, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """A share of the mean loss in nats over the targets that count."""
+    return reading.token_losses() / totals[0], {}
 
 
-def next_token_loss(model: Llama, rows: Rows) -> tuple[Tensor, dict[str, float]]:
-    """The mean loss in nats over the targets that count, and what to log beside it."""
-    hidden = hidden_states(model, rows).flatten(0, 1)
-    weights = rows.weights.flatten()
-    total = cross_entropy(hidden, model.output.weight, rows.targets.flatten(), weights)
-    return total / weights.sum(), {}
+class NextTokens:
+    """An objective that learns targets by their weights, and nothing else."""
 
+    noted: tuple[str, ...] = ()
+    loss = staticmethod(next_token_loss)
 
-def weighted_log_probs(model: Llama, rows: Rows, weights: Tensor) -> Tensor:
-    """Sum over each row of weight * log p(target), for rows that hold one sequence each.
-
-    `weights` (W, B, T) are W different weightings of the same tokens; the result is (W, B), from one pass.
-    """
-    hidden = hidden_states(model, rows).flatten(0, 1)
-    flat = weights.flatten(1)
-    counted = flat.sum(0).nonzero()[:, 0]
-    log_probs = token_log_probs(hidden[counted], model.output.weight, rows.targets.flatten()[counted])
-    spread = torch.zeros_like(flat).index_copy(1, counted, log_probs * flat[:, counted])
-    return spread.view(weights.shape).sum(-1)
+    def prepare(self, placement: Placement) -> None:
+        """Nothing to prepare."""
 
 
 def pad(sequences: list[tuple[list[int], list[float]]], fill: int) -> Rows:

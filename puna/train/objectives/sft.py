@@ -19,7 +19,7 @@ from puna.errors import DataError
 from puna.tokenizer import AnyTokenizer, load_tokenizer
 from puna.tokenizer.dialog import TokenClass
 from puna.tokenizer.formats import dialog_format
-from puna.train.objectives.rows import Rows, next_token_loss
+from puna.train.objectives.rows import NextTokens, Rows
 from puna.train.phases import Phase, Position
 
 LEARNT = (TokenClass.BODY, TokenClass.END)
@@ -59,10 +59,8 @@ def encode_dialogs(tokenizer: AnyTokenizer, dialogs: Sequence[chat.Dialog]) -> l
     return encoded
 
 
-class SftData:
+class SftData(NextTokens):
     """Rows packed anew, in another order, for each epoch; a row is a function of its number and the seed."""
-
-    loss = staticmethod(next_token_loss)
 
     def __init__(self, config: SftObjective, encoded: list[Encoded], seed: int):
         self.config, self.seed = config, seed
