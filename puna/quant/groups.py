@@ -37,10 +37,16 @@ from torch import Tensor
 
 from puna.errors import DataError
 
-# What a group's largest weight may get at 4 bits, in codes beyond the end of the range (where it is clipped).
-_MARGINS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+# The codes that a group's largest weight is tried at, by bits: past the end of the range it is clipped, and whole ones it
+# meets exactly.
+_REACHES = {
+    8: [128.0 - i for i in range(20)],
+    6: [32.5 - i / 2 for i in range(16)],
+    4: [6.8 + i / 5 for i in range(16)],
+}
+_REFITS = 2  # times that the best scale so far is fitted to its codes
 _SHARES = (1.0, 0.94, 0.88, 0.82)  # of a group's range that the codes cover, with offsets
-_WEIGHTS_AT_ONCE = 1 << 22
+_WEIGHTS_AT_ONCE = 1 << 17  # what a search reads again and again stays in the processor's cache
 _LARGEST_SCALE = torch.finfo(torch.float16).max
 
 
@@ -165,42 +171,54 @@ def fit_groups(
         offset and float(largest.max()) > _LARGEST_SCALE
     ):
         raise DataError("a weight is too large for a float16 scale", hint="this model cannot be quantised as it is")
-    if bits == 4 and not offset:
-        weigh = groups.abs() + groups.abs().mean(-1, keepdim=True) if importance is None else importance
-        return _fitted_scale(groups, largest, weigh), None
+    if not offset:
+        if importance is None and bits == 4:
+            importance = groups.abs() + groups.abs().mean(-1, keepdim=True)
+        return _searched(groups, bits, importance), None
     weigh = 1.0 if importance is None else importance
     best_error = (groups.square() * weigh).sum(-1, keepdim=True)
-    best_scale = torch.zeros_like(largest)
-    best_offset = torch.zeros_like(largest) if offset else None
-    for scale, shift in _ranges(groups, bits, weigh) if offset else _scales(largest, bits):
-        again = encode(groups, scale, shift, bits).float() * scale
-        again = again if shift is None else again.add_(shift)
+    best_scale, best_offset = torch.zeros_like(largest), torch.zeros_like(largest)
+    for scale, shift in _ranges(groups, bits, weigh):
+        again = (encode(groups, scale, shift, bits).float() * scale).add_(shift)
         error = (groups - again).square_().mul_(weigh).sum(-1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-        if best_offset is not None:
-            best_offset = torch.where(better, shift, best_offset)
+        best_scale, best_offset = torch.where(better, scale, best_scale), torch.where(better, shift, best_offset)
     return best_scale, best_offset
 
 
-def _fitted_scale(groups: Tensor, largest: Tensor, weigh: Tensor) -> Tensor:
-    """The scale that takes most off the weighted error at 4 bits, each trial's fitted to its codes by least squares."""
-    best, most = torch.zeros_like(largest), torch.zeros_like(largest)
-    weighted = groups * weigh
-    for reach in [*_reaches(4), None]:  # at last from the best scale
-        codes = encode(groups, best if reach is None else largest / reach, None, 4).float()
-        product = (weighted * codes).sum(-1, keepdim=True)
-        square = (codes * codes * weigh).sum(-1, keepdim=True)
-        scale = torch.where(square > 0, product / square, 0.0)
-        gain = scale * product
-        best, most = torch.where(gain > most, scale, best), torch.where(gain > most, gain, most)
-    return best.half().float()
+def _searched(groups: Tensor, bits: int, weigh: Tensor | None) -> Tensor:
+    """The scale (..., 1) with the least squared error among those tried."""
+    half = 1 << (bits - 1)
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    largest = torch.where(high > -low, high, low)
+    codes, wrong = torch.empty_like(groups), torch.empty_like(groups)
+    scale, least = torch.zeros_like(largest), _products(groups if weigh is None else groups * weigh, groups)
+
+    def rounded(trial: Tensor) -> None:
+        torch.mul(groups, torch.where(trial == 0, 0.0, 1.0 / trial), out=wrong)
+        torch.round(wrong, out=codes).clamp_(-half, half - 1)
+
+    for reach in [*_REACHES[bits], *[None] * _REFITS]:
+        if reach is None:
+            rounded(scale)
+            weighted = codes if weigh is None else codes * weigh
+            square = _products(weighted, codes)
+            trial = torch.where(square > 0, _products(weighted, groups) / square, 0.0)
+        else:
+            trial = largest / -reach  # of the two ends of the codes the longer one
+        trial = trial.half().float()
+        rounded(trial)
+        wrong.sub_(codes)
+        error = _products(wrong if weigh is None else wrong * weigh, wrong) * trial.square()
+        better = (error < least) & (trial != 0)
+        scale, least = torch.where(better, trial, scale), torch.where(better, error, least)
+    return scale
 
 
-def _scales(largest: Tensor, bits: int) -> Iterator[tuple[Tensor, None]]:
-    for reach in _reaches(bits):
-        yield (largest / reach).half().float(), None
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of products along the groups, (..., 1)."""
+    return torch.linalg.vecdot(a, b)[..., None]
 
 
 def _ranges(groups: Tensor, bits: int, weigh: Tensor | float) -> Iterator[tuple[Tensor, Tensor]]:
@@ -221,13 +239,6 @@ def _ranges(groups: Tensor, bits: int, weigh: Tensor | float) -> Iterator[tuple[
         slope = ((codes - code_mean) * (groups - mean) * weights).sum(-1, keepdim=True) / spread.clamp_min(1e-30)
         slope = torch.where(spread > 0, slope, scale).half().float()
         yield slope, (mean - slope * code_mean).half().float()
-
-
-def _reaches(bits: int) -> list[float]:
-    """The codes that a group's largest weight may get, of either sign; beyond the range it is clipped."""
-    half = 1 << (bits - 1)
-    margins = _MARGINS if bits < 8 else _MARGINS[:3]
-    return [sign * (half + margin) for margin in margins for sign in (1.0, -1.0)]
 
 
 def pack4(codes: Tensor) -> Tensor:
