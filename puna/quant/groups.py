@@ -7,12 +7,17 @@ A row of a matrix is cut into groups of `group_size` weights. Each group keeps o
     w  ~  scale * code + offset    with offsets, likewise one float16 per group
 
 The integers reach one further below zero than above, so the scale may be negative: the group's largest weight then gets
-the longer side. How large the scale should be is searched: a smaller one clips the largest weights and rounds all the
-others more finely. Of a few scales the one with the least squared error wins; at 4 bits each is first fitted to its codes
-by least squares, scale = sum(u w code) / sum(u code code), which takes scale * sum(u w code) off the error. On normally
-distributed weights in groups of 32 at 4 bits that takes the error from 9.7% to 8.2% of the weights' deviation. Offsets are searched alike: the range
-from the smallest to the largest weight, somewhat narrowed, then the line that fits the rounded weights best. They cost
-every product a second sum and as much room as the scales, so the fair comparison is with groups of half the size.
+the longer side. How large the scale should be is searched: rounding errors of 32 weights add up to more or less by chance,
+so of some twenty scales, from the one that just reaches the largest weight to one that rounds it a fifth more coarsely (or, at
+4 bits, clips it), the one with the least squared error wins and is fitted to its codes by least squares, scale =
+sum(u w code) / sum(u code code). On normally distributed weights in groups of 32 that takes 24% off the squared error of 8 bits
+with the largest weight at 127, 20% at 6 bits, 11% of that of GGUF's Q4_0 at 4. Offsets are searched alike: the range from
+the smallest to the largest weight, somewhat narrowed, then the line that fits the rounded weights best. They cost every
+product a second sum and as much room as the scales, so the fair comparison is with groups of half the size.
+
+What fits best is too short: with the least squared error sum(w w') is sum(w' w'), less than sum(w w). That error has the
+same sign in all rows and adds up where others cancel, so at last each row's scales are multiplied by sum(w w) / sum(w w'), 1.003
+at 4 bits.
 
 The error may be weighted by the `importance` of each column: the mean square of the input that it multiplies. Where that
 is not known, an error at 4 bits without offsets counts u = |w| + mean |w| of its group: what is large is multiplied with
@@ -147,8 +152,25 @@ def _quantise_rows(
         inside = torch.ones(weight.shape[1]) if importance is None else importance.float()
         inside = torch.nn.functional.pad(inside, padding).unflatten(0, (-1, group_size))
     scale, shift = fit_groups(groups, bits, offset=offset, importance=inside)
-    codes = encode(groups, scale, shift, bits).flatten(1)[:, : weight.shape[1]]
-    return codes, scale[..., 0].half(), None if shift is None else shift[..., 0].half()
+    codes = encode(groups, scale, shift, bits)
+    factor = _kept_length(groups, codes, scale, shift, inside)
+    kept = [None if numbers is None else (numbers * factor)[..., 0].half() for numbers in (scale, shift)]
+    return codes.flatten(1)[:, : weight.shape[1]], kept[0], kept[1]
+
+
+def _kept_length(
+    groups: Tensor, codes: Tensor, scale: Tensor, offset: Tensor | None, importance: Tensor | None
+) -> Tensor:
+    """What each row's scales are multiplied with, (rows, 1, 1), so that the row's projection on itself is what it was."""
+    again = codes * scale if offset is None else codes * scale + offset
+    weighted = groups if importance is None else groups * importance
+    return length_factor(*((weighted * other).flatten(1).sum(1) for other in (groups, again)))[:, None, None]
+
+
+def length_factor(wanted: Tensor, found: Tensor) -> Tensor:
+    """wanted / found; 1 where they are far apart, which is no rounding's bias but a row that float16 hardly tells from 0."""
+    factor = torch.where(found > 0, wanted / found, 1.0)
+    return torch.where((factor > 0.9) & (factor < 1.1), factor, 1.0)
 
 
 def encode(groups: Tensor, scale: Tensor, offset: Tensor | None, bits: int) -> Tensor:
