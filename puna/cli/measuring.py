@@ -69,8 +69,7 @@ def _eval(options: argparse.Namespace) -> int:
     )
     if options.limit < 1:
         raise ConfigError(f"--limit {options.limit} must be positive", hint="0 items measure nothing")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    _compute_with(options.threads)
     heldout = HeldoutConfig(max_bytes=options.max_bytes, excerpt_bytes=options.piece, seed=options.seed)
     material = suites.text_for(path, options.text, heldout) if "text" in wanted else None
     model = _loaded(path, getattr(torch, options.dtype), answers="tasks" in wanted)
@@ -124,6 +123,17 @@ def _told(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _compute_with(threads: int | None) -> None:
+    """Let PyTorch use so many threads, as many as it likes for None. Raises `ConfigError` below one."""
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(f"--threads {threads} must be positive", hint="without it, one for each core")
+    torch.set_num_threads(threads)
+
+
 def _interval(estimate: dict[str, Any], form: str) -> str:
     if estimate["value"] is None:
         return "no items"
@@ -138,7 +148,7 @@ def _add_quantize(commands: Any, add_command: Add) -> None:
         _quantize,
         "Write a smaller form of a checkpoint of any format: weights as integers with a scale for each group.",
         """examples:
-  puna quantize models/Llama-3.1-8B small                     4 bits, 6 for the embedding
+  puna quantize models/Llama-3.1-8B small                     4 bits, 8 for the embedding
   puna quantize llama.gguf small --bits 8 --group 128
   puna quantize models/Llama-3.1-8B small --calibrate text.txt
   puna quantize models/Llama-3.1-8B small --budget 4.8GB      more bits where they matter most
@@ -175,13 +185,12 @@ the result as it is. Interrupted, the same command continues.""",
 
 
 def _quantize(options: argparse.Namespace) -> int:
-    import torch
-
     from puna.model.opening import open_checkpoint
     from puna.posttrain.suites import documents_of
     from puna.quant import QuantConfig, quantise
 
     source, out = model_path(options.source), options.out
+    _compute_with(options.threads)
     _refuse_foreign(out)
     with open_checkpoint(source) as opened:
         group = options.group or (64 if opened.config.parameters >= LARGE else 32)
@@ -195,8 +204,6 @@ def _quantize(options: argparse.Namespace) -> int:
         budget=options.budget,
         quality_tokens=options.quality_tokens,
     )
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     own = documents_of(source)
     calibration = Path(options.calibrate) if options.calibrate else own
     made = quantise(config, _input(source), calibration, options.heldout or own, out=out)

@@ -10,6 +10,7 @@ product, as far as inputs are correlated. With U the upper Cholesky factor of H^
 
     e = (w_j - q_j) / U_jj        w_k -= e U_jk   for k > j
 
+Of what a row puts out least squares make less than it was, as in `groups.py`: its scales are multiplied by w H w / w H q.
 A group's scale is searched when its first column is reached, over the weights as they are then, errors weighted by the
 diagonal of H. Rows do not see each other, so a large matrix is done a part at a time. H is damped by a hundredth of its
 mean diagonal; an input that is always zero cannot matter, and its column is left to plain rounding.
@@ -20,7 +21,16 @@ from torch import Tensor
 
 from puna.errors import DataError
 from puna.quant.forms import Form
-from puna.quant.groups import Packed, check_finite, dequantise_matrix, encode, fit_groups, pack, quantise_matrix
+from puna.quant.groups import (
+    Packed,
+    check_finite,
+    dequantise_matrix,
+    encode,
+    fit_groups,
+    length_factor,
+    pack,
+    quantise_matrix,
+)
 
 DAMPING = 0.01
 _BLOCK = 128  # columns between two updates of everything to the right
@@ -66,7 +76,7 @@ def gptq(weight: Tensor, form: Form, hessian: Tensor) -> Packed:
     """`weight` rounded with error feedback (see above)."""
     factor = _factor(hessian)
     rows = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])
-    found = [_rows(part.float().clone(), form, factor, importance_of(hessian)) for part in weight.split(rows)]
+    found = [_rows(part.float(), form, factor, hessian) for part in weight.split(rows)]
     codes, scales, offsets = (None if parts[0] is None else torch.cat(parts) for parts in zip(*found))
     return pack(codes, scales, offsets, form.bits, form.group_size)
 
@@ -88,10 +98,11 @@ def _factor(hessian: Tensor) -> Tensor:
         step *= 10  # few tokens or very unequal inputs: only a larger damping makes the inverse stable
 
 
-def _rows(weight: Tensor, form: Form, factor: Tensor, importance: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes, scales and offsets of some rows; `weight` is used up."""
-    columns, size = weight.shape[1], form.group_size
-    codes = torch.empty(weight.shape, dtype=torch.int8)
+def _rows(original: Tensor, form: Form, factor: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, scales and offsets of some rows."""
+    columns, size = original.shape[1], form.group_size
+    weight, importance = original.clone(), importance_of(hessian)
+    codes, rounded = torch.empty(weight.shape, dtype=torch.int8), torch.empty_like(weight)
     scales, offsets = [], []
     block = max(1, _BLOCK // size) * size  # whole groups, which so have heard of every error before them
     for first in range(0, columns, block):
@@ -107,9 +118,12 @@ def _rows(weight: Tensor, form: Form, factor: Tensor, importance: Tensor) -> tup
             code = encode(column, scale, shift, form.bits)
             codes[:, j : j + 1] = code
             again = code * scale if shift is None else code * scale + shift
+            rounded[:, j : j + 1] = again
             error = (column - again) / factor[j, j]
             errors[:, j - first : j - first + 1] = error
             weight[:, j:last] -= error * factor[j, j:last]
         weight[:, last:] -= errors @ factor[first:last, last:]
-    stacked = None if offsets[0] is None else torch.cat(offsets, 1).half()
-    return codes, torch.cat(scales, 1).half(), stacked
+    products = original @ hessian
+    kept = length_factor((products * original).sum(1), (products * rounded).sum(1))[:, None]
+    stacked = None if offsets[0] is None else (torch.cat(offsets, 1) * kept).half()
+    return codes, (torch.cat(scales, 1) * kept).half(), stacked

@@ -114,3 +114,11 @@ def test_quantize_leaves_what_is_not_its_own_alone(folder, tmp_path, capsys):
     assert main(["quantize", str(folder / "model"), str(tmp_path / "full")]) != 0
     assert "exists" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("verb", ["eval", "quantize"])
+def test_no_threads_is_a_setting_that_is_refused_and_leaves_nothing(folder, tmp_path, capsys, verb):
+    out = [str(tmp_path / "none")] if verb == "quantize" else []
+    assert main([verb, str(folder / "model"), *out, "--threads", "0"]) == 2
+    assert "--threads 0 must be positive" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

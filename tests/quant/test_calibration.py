@@ -42,6 +42,14 @@ def test_error_feedback_halves_the_error_of_the_product(form):
     assert output_error(weight, dequantise_matrix(packed), moments) <= after and way in ("gptq", "weighted", "nearest")
 
 
+def test_error_feedback_leaves_what_a_row_puts_out_as_large_as_it_was():
+    weight, hessian = correlated()
+    again = dequantise_matrix(gptq(weight, Form(4, 32), hessian))
+    products = weight @ hessian
+    share = (products * again).sum(1) / (products * weight).sum(1)
+    assert (share - 1).abs().max() < 5e-4
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_inputs_without_correlation_leave_nothing_to_correct(form):
     weight, _ = correlated()
