@@ -21,10 +21,8 @@ from puna.kernels import training_products, training_rows
 from puna.kernels.training_products import Weight, outer
 
 CHUNK = 1024  # tokens; larger chunks leave the cache, smaller ones starve the matrix product
-LOGITS, FEWEST = (
-    1 << 23,
-    256,
-)  # for the C++ pass: as many tokens as have so many logits (16 MB), but not fewer than this
+LOGITS = 1 << 24  # for the C++ pass: as many tokens as have so many logits (32 MB),
+FEWEST = 256  # but not fewer than this
 
 Implementation = Literal["auto", "reference", "native"]
 # Logits (n, V), targets (n,), weights (n,) -> the losses (n,) float32 and the weighted gradient of the logits (n, V).

@@ -3,7 +3,7 @@
 // The processor multiplies pairs: sixteen lanes of two bfloat16 with one pair spread over all lanes. So with k running
 // along what is summed,
 //
-//   left    a matrix as it lies (step 1), or its transpose: rows 2k and 2k + 1 laid between each other (row 1), tile by tile
+//   left    a matrix as it lies (step 1), or its transpose: rows 2k and 2k + 1 laid between each other (row 1)
 //   right   panels of 64 columns, the last one narrower: panel of column c at `c * steps`, pair k of its columns
 //           `at[k * width]` and following, so that a product reads it from front to back
 //   tile    6 rows by 64 columns of sums, which fill 24 of the 32 registers
@@ -27,14 +27,14 @@ constexpr int TILE_ROWS = 1;  // Python takes PyTorch's products there; this one
 
 constexpr int64_t AHEAD = 16;  // rows
 
-// Pair k of row m of tile t at `at[t * next + m * row + k * step]`.
+// Pair k of row m at `at[m * row + k * step]`.
 struct Left {
     const uint32_t* at;
-    int64_t row, step, next;
+    int64_t row, step;
 
-    static Left lying(const uint16_t* x, int64_t n) { return {(const uint32_t*)x, n / 2, 1, TILE_ROWS * (n / 2)}; }
-    static Left across(const uint32_t* tiles, int64_t next) { return {tiles, 1, TILE_ROWS, next}; }
-    Left from(int64_t m, int64_t k) const { return {at + m / TILE_ROWS * next + k * step, row, step, next}; }
+    static Left lying(const uint16_t* x, int64_t n) { return {(const uint32_t*)x, n / 2, 1}; }
+    static Left across(const uint32_t* pairs, int64_t width) { return {pairs, 1, width}; }
+    Left from(int64_t m, int64_t k) const { return {at + m * row + k * step, row, step}; }
 };
 
 // Memory that will be read next, asked for by the tiles before, a line in each step: `lines` columns of `rows` lines that
@@ -128,49 +128,23 @@ void block(Left left, int64_t rows, const uint32_t* right, int64_t columns, int6
 
 // ---------------------------------------------------------------------------------------------------------- laying out
 
-// Sixteen, or eight, numbers of one row and of the next between each other; without a next, zeros.
-#if defined(PUNA_AVX512)
-INLINE I pairs(const uint16_t* even, const uint16_t* odd) {
-    const I e = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)even));
-    if (!odd) return e;
-    return _mm512_or_si512(e, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)odd)), 16));
-}
-INLINE void eight_pairs(const uint16_t* even, const uint16_t* odd, uint32_t* out) {
-    const __m128i e = _mm_loadu_si128((const __m128i*)even), o = _mm_loadu_si128((const __m128i*)odd);
-    _mm_storeu_si128((__m128i*)out, _mm_unpacklo_epi16(e, o));
-    _mm_storeu_si128((__m128i*)out + 1, _mm_unpackhi_epi16(e, o));
-}
-#else
-INLINE I pairs(const uint16_t* even, const uint16_t* odd) {
-    uint32_t out[16];
-    for (int i = 0; i < 16; i++) out[i] = even[i] | (odd ? (uint32_t)odd[i] << 16 : 0);
-    return iload(out);
-}
-INLINE void eight_pairs(const uint16_t* even, const uint16_t* odd, uint32_t* out) {
-    for (int i = 0; i < 8; i++) out[i] = even[i] | (uint32_t)odd[i] << 16;
-}
-#endif
-
-// Row 2k of x and the next, which there may not be, between each other: n pairs, whole lanes.
+// Row 2k of x and the next, which there may not be, between each other: n pairs, and what it takes to fill a line.
 INLINE void interleave(const uint16_t* x, int64_t stride, int64_t k, int64_t rows, int64_t n, uint32_t* out) {
     const uint16_t *even = x + 2 * k * stride, *odd = 2 * k + 1 < rows ? even + stride : nullptr;
-    for (int64_t i = 0; i < n; i += 16) istore(out + i, pairs(even + i, odd ? odd + i : nullptr));
+#if defined(PUNA_AVX512)
+    const I low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                   39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const I high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    for (int64_t i = 0; i < n; i += 32) {
+        const __mmask32 there = n - i >= 32 ? ~0u : (1u << (n - i)) - 1;
+        const I e = _mm512_maskz_loadu_epi16(there, even + i), o = odd ? _mm512_maskz_loadu_epi16(there, odd + i) : izero();
+        istore(out + i, _mm512_permutex2var_epi16(e, low, o));
+        if (n - i > 16) istore(out + i + 16, _mm512_permutex2var_epi16(e, high, o));
+    }
+#else
+    for (int64_t i = 0; i < n; i++) out[i] = even[i] | (odd ? (uint32_t)odd[i] << 16 : 0);
+#endif
 }
-
-// The same as a left: the pairs of a tile's columns together, `next` apart from the next tile's. Eight pairs are stored
-// for each tile, and what is too much is overwritten by the next pair or falls between tiles.
-INLINE void interleave_tiles(const uint16_t* x, int64_t stride, int64_t k, int64_t rows, int64_t n, uint32_t* out, int64_t next) {
-    const uint16_t *even = x + 2 * k * stride, *odd = 2 * k + 1 < rows ? even + stride : nullptr;
-    out += k * TILE_ROWS;
-    int64_t c = 0;
-    if (odd)
-        for (; c + 8 <= n; c += TILE_ROWS, out += next) eight_pairs(even + c, odd + c, out);
-    for (; c < n; c += TILE_ROWS, out += next)
-        for (int64_t i = 0; i < std::min<int64_t>(TILE_ROWS, n - c); i++)
-            out[i] = even[c + i] | (odd ? (uint32_t)odd[c + i] << 16 : 0);
-}
-
-constexpr int64_t tile_apart(int64_t steps) { return steps * TILE_ROWS + 16; }
 
 // Row r of x will be read soon, n numbers of it. Columns out of wide rows are no stream that the processor foresees.
 INLINE void soon(const uint16_t* x, int64_t stride, int64_t r, int64_t rows, int64_t n) {
@@ -239,18 +213,19 @@ inline void train_product(const uint16_t* x, int64_t rows, int64_t steps, const 
     for (int64_t i = 0; i < rows * columns; i += 16) store_brain(y + i, load(scratch + i));
 }
 
-// Numbers of float32 room that `train_outer` needs for a part of `columns` columns.
-inline int64_t train_outer_scratch(int64_t columns) { return OUTER_DEEP * columns + tile_apart(OUTER_DEEP) * (OUTER_ROWS / TILE_ROWS + 1); }
+// Numbers of room that `train_outer` needs for a part of `columns` columns.
+inline int64_t train_outer_scratch(int64_t columns) { return OUTER_DEEP * (columns + OUTER_ROWS); }
 
 // A part of out (rows, columns) float32 = d^T x, or added to it: of d (tokens, rows) and x (tokens, columns). Both are laid
-// out here, for this part alone: sharing what is laid out among threads was slower.
+// out here, for this part alone: what another thread has laid out would come from its caches, or through the memory.
 inline void train_outer(const uint16_t* d, const uint16_t* x, int64_t tokens, const puna::OuterPart& part, bool add_to,
                         float* out, uint32_t* scratch) {
     const auto [rows, columns, first, last, left_most, right_most] = part;
     const int64_t steps = (tokens + 1) / 2, wide = right_most - left_most;
     // As deep as leaves the panels in the second cache; the same for all parts, as sums must be.
     const int64_t deep = std::clamp<int64_t>((1 << 17) / std::min(rows, columns) / TOGETHER * TOGETHER, 128, OUTER_DEEP);
-    uint32_t *panels = scratch, *tiles = scratch + deep * wide;
+    uint32_t *panels = scratch, *pairs = scratch + deep * wide;
+    const Left across = Left::across(pairs, OUTER_ROWS);
     for (int64_t k = 0; k < steps; k += deep) {
         const int64_t some = std::min(deep, steps - k), left = tokens - 2 * k;
         const uint16_t *ds = d + 2 * k * rows, *xs = x + 2 * k * columns + left_most;
@@ -259,12 +234,11 @@ inline void train_outer(const uint16_t* d, const uint16_t* x, int64_t tokens, co
             const int64_t n = std::min(OUTER_ROWS, last - m);
             for (int64_t i = 0; i < some; i++) {
                 for (int64_t r : {0, 1}) soon(ds + m, rows, 2 * i + AHEAD + r, left, n);
-                interleave_tiles(ds + m, rows, i, left, n, tiles, tile_apart(some));
+                interleave(ds + m, rows, i, left, n, pairs + i * OUTER_ROWS);
             }
             Ahead ahead;  // the next rows' numbers; behind the last, the next tokens'
             if (m + OUTER_ROWS < last) ahead = {(const char*)(ds + m + OUTER_ROWS), 2 * rows, std::min(2 * some, left), 3};
             else if (2 * some < left) ahead = {(const char*)(xs + 2 * some * columns), 2 * columns, std::min(2 * some, left - 2 * some), wide / 32};
-            const Left across = Left::across(tiles, tile_apart(some));
             float* to = out + m * columns + left_most;
             if (k == 0 && !add_to) block<STORE>(across, n, panels, wide, some, 0, some, to, columns, &ahead);
             else block<ADD>(across, n, panels, wide, some, 0, some, to, columns, &ahead);

@@ -5,9 +5,12 @@
 // where it is not GNU's, a team of our own does the work.
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <new>
 #include <vector>
 
 #include "model.h"
@@ -18,38 +21,53 @@ using namespace puna;
 namespace {
 
 constexpr int64_t PIECES = 8;  // per thread, so that one that is held up takes fewer
+constexpr int MOST_THREADS = 256;
 
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
+// Rows that a team works through. Each thread begins with a range of its own, the same in every job over these rows: what
+// it wrote for the last job is in its caches, and another's may be far. Who has finished helps the others.
 struct Job {
     const std::function<void(int64_t, int64_t, int)>* work;
     int64_t rows, piece, unit;
-    int64_t team;
-    std::atomic<int64_t> next{0};
+    int team;
     std::atomic<int> threads{0};
+    struct alignas(64) Range {
+        std::atomic<int64_t> next;
+        int64_t end;
+    } ranges[MOST_THREADS];
 
-    // The next rows to do: `piece` of them while there are many, whole units, fewer towards the end.
-    bool take(int64_t& first, int64_t& last) {
-        for (first = next.load(); first < rows;) {
-            const int64_t fair = (rows - first) / (2 * team) / unit * unit;
-            last = std::min(rows, first + std::clamp(fair, unit, std::max(unit, piece)));
-            if (next.compare_exchange_weak(first, last)) return true;
+    void cut() {
+        const int64_t units = (rows + unit - 1) / unit;
+        for (int i = 0; i < team; i++) ranges[i].next = units * i / team * unit, ranges[i].end = std::min(rows, units * (i + 1) / team * unit);
+    }
+
+    // The next rows of a range: `piece` of them while there are many, whole units, fewer towards the end.
+    bool take(Range& range, int64_t& first, int64_t& last) {
+        for (first = range.next.load(); first < range.end;) {
+            const int64_t fair = (range.end - first) / 2 / unit * unit;
+            last = std::min(range.end, first + std::clamp(fair, unit, std::max(unit, piece)));
+            if (range.next.compare_exchange_weak(first, last)) return true;
         }
         return false;
     }
 };
 
 void serve(void* data) {
+    static const auto number = (int (*)())dlsym(RTLD_DEFAULT, "omp_get_thread_num");
     Job& job = *(Job*)data;
-    const int thread = job.threads.fetch_add(1);
-    for (int64_t first, last; job.take(first, last);) (*job.work)(first, last, thread);
+    const int thread = job.threads.fetch_add(1), own = number ? number() % job.team : thread;
+    for (int i = 0; i < job.team; i++)
+        for (int64_t first, last; job.take(job.ranges[(own + i) % job.team], first, last);) (*job.work)(first, last, thread);
 }
 
 // work(first, last, thread) over all rows, thread < threads
 void share(int threads, int64_t rows, const std::function<void(int64_t, int64_t, int)>& work, int64_t piece = 0,
            int64_t unit = 1) {
     static const auto parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    threads = std::min(threads, MOST_THREADS);
     Job job{&work, rows, piece ? piece : std::max<int64_t>(1, rows / (threads * PIECES)), unit, threads};
+    job.cut();
     if (threads == 1) return serve(&job);
     if (parallel) return parallel(serve, &job, (unsigned)threads, 0);
     static Team team(threads);
@@ -61,10 +79,23 @@ const TrainingOps& ops() { return *operations().training; }
 // Memory of this thread's own, which stays: taking it anew in each call would cost page faults.
 template <typename T>
 T* scratch(int64_t n) {
-    thread_local std::vector<char> memory;
-    const size_t bytes = n * sizeof(T) + 64;
-    if (memory.size() < bytes) memory.resize(bytes);
-    return (T*)(((uintptr_t)memory.data() + 63) & ~(uintptr_t)63);
+    constexpr size_t PAGE = 2 << 20;  // large pages: a heap of another thread than the first has small ones
+    thread_local struct Memory {
+        void* at = nullptr;
+        size_t bytes = 0;
+        ~Memory() { free(at); }
+    } memory;
+    const size_t bytes = (n * sizeof(T) + PAGE - 1) & ~(PAGE - 1);
+    if (memory.bytes < bytes) {
+        free(memory.at);
+        memory = {}, memory.at = aligned_alloc(PAGE, bytes);
+        if (!memory.at) throw std::bad_alloc();
+        memory.bytes = bytes;
+#if defined(MADV_HUGEPAGE)
+        madvise(memory.at, bytes, MADV_HUGEPAGE);  // the kernel may decline
+#endif
+    }
+    return (T*)memory.at;
 }
 
 constexpr int64_t UNIT = 6;  // rows of a tile (products.h)
@@ -256,7 +287,8 @@ API void puna_train_product_norm_back(int threads, int64_t rows, int64_t n, int6
             ops().norm_back(made + (r - first) * width, total + r * width, weight, factors[r], width, dx + r * width,
                             dx_brain + r * width, &sums[r / piece * width]);
     });
-    for (size_t i = 0; i < sums.size(); i++) dweight[i % width] += sums[i];
+    for (auto sum = sums.begin(); sum != sums.end(); sum += width)
+        for (int64_t i = 0; i < width; i++) dweight[i] += sum[i];
 }
 
 // out (rows, columns) float32 = d^T x, or is added to; d (tokens, rows), x (tokens, columns)

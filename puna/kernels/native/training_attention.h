@@ -82,11 +82,11 @@ inline void turn_rows(const uint16_t* x, int64_t stride, const Places& at, int64
     for (int64_t i = 0; i < n; i++) soon(x, stride, i + AHEAD, n, E), train_turn(x + i * stride, at.turn(t + i), 1, factor, E, out + i * E);
 }
 
-// Room for a block of queries by T keys as tiles of keys.
-constexpr int64_t tiles_of(int64_t T) { return (T / TILE_ROWS + 1) * tile_apart(QUERIES / 2); }
+// Numbers between pairs of queries laid out across T keys: no power of two, whose lines would share a few places of the cache.
+constexpr int64_t apart(int64_t T) { return T + 16; }
 
 inline int64_t train_attend_scratch(int64_t T, int64_t E) {
-    return QUERIES * T * 4 * 3 + tiles_of(T) * 4 * 2 + T * E * 2 * 4 + T * E * 4 * 2 + QUERIES * E * 16 + QUERIES * 8 + 64 * 24;
+    return QUERIES * T * 4 * 3 + QUERIES / 2 * apart(T) * 4 * 2 + T * E * 2 * 4 + T * E * 4 * 2 + QUERIES * E * 16 + QUERIES * 8 + 64 * 24;
 }
 
 inline void train_attend(const puna::AttentionShape& s, int64_t kv, const uint16_t* qkv, uint16_t* read, float* logs,
@@ -144,7 +144,7 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
     float *dk = room.take<float>(T * E), *dv = room.take<float>(T * E);
     float *x = room.take<float>(QUERIES * T), *dp = room.take<float>(QUERIES * T);
     uint16_t *p = room.take<uint16_t>(QUERIES * T), *ds = room.take<uint16_t>(QUERIES * T);
-    uint32_t *p_across = room.take<uint32_t>(tiles_of(T)), *ds_across = room.take<uint32_t>(tiles_of(T));
+    uint32_t *p_across = room.take<uint32_t>(QUERIES / 2 * apart(T)), *ds_across = room.take<uint32_t>(QUERIES / 2 * apart(T));
     uint16_t *q = room.take<uint16_t>(QUERIES * E), *dq = room.take<uint16_t>(QUERIES * E);
     uint32_t *q_along = room.take<uint32_t>(QUERIES * E / 2), *d_along = room.take<uint32_t>(QUERIES * E / 2);
     turn_rows(qkv + at.key(0), at.width(), at, 0, T, 1, turned);
@@ -182,10 +182,10 @@ inline void train_attend_back(const puna::AttentionShape& s, int64_t kv, const u
             weighted<ROUND>(ds, t, n, s.starts, keys_along, T, E, dq, E);
             for (int64_t m = 0; m < n; m++)
                 train_turn(dq + m * E, at.turn(t + m), -1, s.factor, E, dqkv + at.query(t + m, g));
-            const int64_t next = tile_apart(n / 2);
+            const int64_t next = apart(T);
             for (int64_t k = 0; k < n / 2; k++) {
-                interleave_tiles(p + unseen, T, k, n, seen - unseen, p_across, next);
-                interleave_tiles(ds + unseen, T, k, n, seen - unseen, ds_across, next);
+                interleave(p + unseen, T, k, n, seen - unseen, p_across + k * next);
+                interleave(ds + unseen, T, k, n, seen - unseen, ds_across + k * next);
             }
             train_panels(q, E, n, E, 0, n / 2, q_along);
             train_panels(given, stride, n, E, 0, n / 2, d_along);
