@@ -152,3 +152,21 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path, capsys, monkeypa
     assert code != 0 and "No space left" in err and "Traceback" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["plan.html"]
     assert (tmp_path / "plan.html").read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--gpus", "64xH100", "--days", "14", "--serve-tokens", "2e12", "--fits", "24GB"],
+        ["1.3B", "--gpus", "8xH200", "--tokens", "1T", "--precision", "fp8"],
+        ["--days", "1e-9", "--vocabulary", "512", "--sequence-length", "128"],
+    ],
+    ids=["many", "fp8", "tiny"],
+)
+def test_the_trainer_takes_the_recipe_that_is_written_and_the_page_stands_alone(capsys, tmp_path, arguments):
+    recipe, page = tmp_path / "run.json", tmp_path / "plan.html"
+    assert run(capsys, *arguments, "--recipe", str(recipe), "--html", str(page))[0] == 0
+    assert main(["pretrain", str(recipe), "--dry-run"]) == 0
+    assert "parameters over" in capsys.readouterr().out
+    text = page.read_text()
+    assert not [mark for mark in ("<link", "<script src", "<img src", "@import", "url(http") if mark in text]
