@@ -73,6 +73,11 @@ def add_ask(verbs: Any, add_command: Add) -> None:
 
 def _ask(options: argparse.Namespace) -> int:
     law = _law_of(options.law)
+    if options.flops and (options.parameters or options.tokens or options.html):
+        raise ConfigError(
+            "--flops asks for the best size, --parameters and --tokens for what a size costs (and --html shows that)",
+            hint="ask one of them at a time",
+        )
     if options.flops:
         return _ask_flops(law, amount_of(options.flops), options.json)
     if not options.parameters:
@@ -104,10 +109,12 @@ def _ask_flops(law: Any, flops: float, as_json: bool) -> int:
 
 def _ask_both(law: Any, parameters: float, tokens: float, options: argparse.Namespace) -> int:
     from puna.artifacts import write_atomic
+    from puna.cli.paths import writable
     from puna.scaling.law import Law
     from puna.scaling.overtraining import compared
     from puna.scaling.page import overtraining_page, overtraining_rows
 
+    writable("--html", options.html)
     if not isinstance(law, Law):
         raise ConfigError(f"the law {law.name!r} knows no losses", hint="ask it by --flops, or give another --law")
     found = compared(law, parameters, tokens)

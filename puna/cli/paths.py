@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from puna.errors import ArtifactError, shown
+from puna.errors import ArtifactError, ConfigError, shown
 
 
 def model_path(path: Path) -> Path:
@@ -20,3 +20,13 @@ def model_path(path: Path) -> Path:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{record} does not name the run's model: {error}", hint="run the recipe again") from None
     return path / name
+
+
+def writable(option: str, path: Path | None) -> None:
+    """Raises `ConfigError` where no file can be made, before anything is computed for it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder", hint=f"give a file: {option} {path / 'plan'}")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {path.absolute().parent}", hint=f"make it, or give another {option}")

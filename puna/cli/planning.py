@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from puna.config import require
 from puna.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,6 +119,10 @@ class LawForesight:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from puna.cli.paths import writable
+
+    for option, path in (("--calibrate", options.calibrate), ("--html", options.html), ("--recipe", options.recipe)):
+        writable(option, path)
     if options.calibrate is not None:
         return _calibrate(options.calibrate)
     from puna.planner import sheet
@@ -142,17 +147,20 @@ def _wish(options: argparse.Namespace) -> "Wish":
     from puna.planner.wish import Wish
 
     count, device = cluster(options.gpus or "1xCPU", options.hardware)
+    length = _whole("--sequence-length", options.sequence_length)
+    size, parameters = _size(options.size, length, options.vocabulary)
     return Wish(
         devices=count,
         device=device,
         days=_number("--days", options.days),
         tokens=_number("--tokens", options.tokens),
-        size=_size(options.size, int(_number("--sequence-length", options.sequence_length)), options.vocabulary),
+        size=size,
+        parameters=parameters,
         serve_tokens=_number("--serve-tokens", options.serve_tokens),
         fits_bytes=_bytes(options.fits),
         bits=(options.bits,) if options.bits else BITS,
-        serve_context=int(_number("--context", options.context)),
-        sequence_length=int(_number("--sequence-length", options.sequence_length)),
+        serve_context=_whole("--context", options.context),
+        sequence_length=length,
         precision=options.precision,
         software=options.software,
         start=_date(options.start),
@@ -165,6 +173,9 @@ def _foresight(name: str, vocabulary: int) -> LawForesight:
     from puna.scaling import public
     from puna.scaling.law import Law
 
+    if name not in public.LAWS and not Path(name).exists():
+        hint = f"give what `puna scale fit` wrote, or one of {', '.join(public.LAWS)}"
+        raise ConfigError(f"no law {name!r}", hint=hint)
     law = public.law(name) if name in public.LAWS else Law.load(name)
     if not isinstance(law, Law):
         hint = "take chinchilla, or a law that `puna scale` fitted"
@@ -188,7 +199,9 @@ def _number(option: str, text: str | None) -> float | None:
     """15e12, 300B, 2.5T, 14."""
     if text is None:
         return None
-    match = re.fullmatch(r"([+-]?[\d_.,]+(?:[eE][+-]?\d+)?)([kKmMbBgGtT]?)", text.strip())
+    # A comma is between thousands: 2,50 would be 250 if all were dropped.
+    digits = r"\d{1,3}(?:,\d{3})+(?:\.\d*)?|[\d_.]+"
+    match = re.fullmatch(rf"([+-]?(?:{digits})(?:[eE][+-]?\d+)?)([kKmMbBgGtT]?)", text.strip())
     try:
         value = (
             float(match[1].replace(",", "").replace("_", "")) * _UNITS.get(match[2].lower(), 1) if match else math.nan
@@ -196,8 +209,16 @@ def _number(option: str, text: str | None) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"{option} {text!r} is not a number", hint="write 14, 1.5e12, 300B or 2T")
+        raise ConfigError(f"{option} {text!r} is not a number", hint="write 14, 2.5, 1.5e12, 300B or 2T")
     return value
+
+
+def _whole(option: str, text: str) -> int:
+    """A number of tokens in a row."""
+    value = _number(option, text)
+    if value != int(value):
+        raise ConfigError(f"{option} {text!r} is not a whole number", hint=f"write {option} 8192")
+    return int(value)
 
 
 def _bytes(text: str | None) -> float | None:
@@ -214,16 +235,16 @@ def _bytes(text: str | None) -> float | None:
     return value
 
 
-def _size(text: str | None, context: int, vocabulary: int) -> "LlamaConfig | None":
-    """A size of the table by its name or ending, or a Llama of so many parameters."""
+def _size(text: str | None, context: int, vocabulary: int) -> "tuple[LlamaConfig | None, float | None]":
+    """A size of the table by its name or ending; or the Llama nearest to so many parameters, and how many were asked for."""
     if text is None:
-        return None
+        return None, None
     from puna.model.sizes import SIZES
 
     name = text.lower()
     for wanted in (name, f"llama-3.1-{name}", f"llama-3.2-{name}", f"llama-2-{name}", f"llama-1-{name}"):
         if wanted in SIZES:
-            return SIZES[wanted]
+            return SIZES[wanted], None
     try:
         parameters = _number("size", text)
     except ConfigError:
@@ -233,7 +254,10 @@ def _size(text: str | None, context: int, vocabulary: int) -> "LlamaConfig | Non
         raise ConfigError(f"a Llama of {parameters:g} parameters is not planned", hint="give 1e5 to 1e14")
     from puna.scaling.family import of_size
 
-    return of_size(parameters, vocab_size=vocabulary, context=context)
+    require(context > 0, f"--sequence-length {context} must be above 0")
+    # Sizes are made by the weights in their matrices; who says 1.3B means all weights, the input embedding among them.
+    tried = (of_size(parameters * 0.96**i, vocab_size=vocabulary, context=context) for i in range(24))
+    return min(tried, key=lambda config: abs(math.log(config.parameters / parameters))), parameters
 
 
 def _write(options: argparse.Namespace, made: "Plan", found: list, foresight: LawForesight) -> None:

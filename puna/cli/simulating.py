@@ -65,6 +65,7 @@ examples:
 def _simulate(options: argparse.Namespace) -> int:
     from puna import config, log
     from puna.artifacts import write_atomic
+    from puna.cli.paths import writable
     from puna.planner import reliability, reliability_page
 
     scenario = _scenario(options)
@@ -73,10 +74,7 @@ def _simulate(options: argparse.Namespace) -> int:
         return 0
     if options.seeds < 1:
         raise ConfigError(f"--seeds {options.seeds} must be positive", hint="20 give an interval")
-    if options.html is not None and not options.html.absolute().parent.is_dir():
-        raise ConfigError(
-            f"there is no folder {options.html.absolute().parent}", hint="make it, or give another --html"
-        )
+    writable("--html", options.html)
     sweeps = [_axis_and_values(text, scenario) for text in options.sweep]
     work = _Work(scenario)
     try:
@@ -168,7 +166,7 @@ def _whole(text: str, name: str) -> int:
 def _json(path: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not {what}: {error}", hint="give a JSON file") from None
     if not isinstance(found, dict):
         raise DataError(f"{path} is not {what}", hint="its outermost value must be an object: {...}")
@@ -198,7 +196,11 @@ def _axis_and_values(text: str, scenario: Any) -> tuple[str, Sequence[float]]:
         raise ConfigError(f"there is no sweep {name!r}", hint=f"known: {', '.join(AXES)}")
     if not given:
         return name, AXES[name].values(scenario)
-    return name, tuple(_numbers(values.split(","), text))
+    found = tuple(_numbers(values.split(","), text))
+    odd = [v for v in found if AXES[name].unit != "s" and v != int(v)]
+    if odd:
+        raise ConfigError(f"{text!r}: {odd[0]:g} {AXES[name].unit} is not a whole number", hint="write spares=0,4,16")
+    return name, found
 
 
 def _numbers(texts: Iterable[str], whole: str) -> Iterable[float]:

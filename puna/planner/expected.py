@@ -36,7 +36,10 @@ def daly_effective_time(interval_s: float, stall_s: float, restart_s: float, bet
     """
     if math.isinf(between_s):
         return interval_s / (interval_s + stall_s)
-    spent = between_s * math.exp(restart_s / between_s) * math.expm1((interval_s + stall_s) / between_s)
+    try:
+        spent = between_s * math.exp(restart_s / between_s) * math.expm1((interval_s + stall_s) / between_s)
+    except OverflowError:  # a fault in practice always comes before the restart is over
+        return 0.0
     return interval_s / spent
 
 

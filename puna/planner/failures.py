@@ -78,7 +78,7 @@ def read_table(path: Path) -> FailureTable:
     """
     try:
         found = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         hint = 'a table looks like {"gpus": 64, "hours": 720, "causes": [{"name": "faulty GPU", "count": 3}]}'
         raise DataError(f"{path} is not a table of failures: {error}", hint=hint) from None
     return config.from_json(FailureTable, found)

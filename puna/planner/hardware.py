@@ -116,7 +116,7 @@ def devices(extra: Path | None = None) -> dict[str, Device]:
         data = json.loads(text) if extra.suffix == ".json" else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{extra}: {error}", hint="give a readable TOML or JSON file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{extra} is not {'JSON' if extra.suffix == '.json' else 'TOML'}: {error}") from None
     require(isinstance(data, dict), f"{extra} holds no devices", hint="one section for each: [NAME] and its numbers")
     return built_in() | _devices(data, built_in())
@@ -151,6 +151,7 @@ def _devices(data: Mapping[str, Any], known: Mapping[str, Device]) -> dict[str, 
     found: dict[str, Device] = {}
     for name, section in data.items():
         require(isinstance(section, Mapping), f"hardware {name!r} is not a section of numbers")
+        require(bool(re.fullmatch(r"\S+", name)), f"hardware {name!r} is no name", hint="one word, for --gpus 8xNAME")
         given = dict(section)
         like = given.pop("like", None)
         require(like is None or isinstance(like, str), f"hardware {name!r} is like {like!r}, which is no name")

@@ -14,6 +14,7 @@ from puna.config import require
 from puna.errors import ConfigError
 from puna.model.sizes import LlamaConfig
 from puna.parallel.layout import Layout
+from puna.planner.amounts import bytes_, count
 from puna.planner.hardware import Device
 from puna.planner.memory import Memory, memory_per_rank
 from puna.planner.step import Step, step_time
@@ -183,8 +184,8 @@ def _nothing_fits(config: LlamaConfig, world: int, device: Device, least: float,
         return ConfigError(f"{world} devices cannot be laid out for this model and batch", hint=hint)
     have = USABLE * device.memory_bytes
     return ConfigError(
-        f"{config.parameters / 1e9:.3g}B parameters do not fit {world} x {device.name}: the leanest of {tried} layouts needs "
-        f"{least / 1e9:.0f} GB a device, {have / 1e9:.0f} GB are usable",
+        f"{count(config.parameters)} parameters do not fit {world} x {device.name}: the leanest of {tried} layouts needs "
+        f"{bytes_(least)} a device, {bytes_(have)} are usable",
         hint="more devices, a smaller model, or fewer tokens in a row",
     )
 

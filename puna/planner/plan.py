@@ -24,6 +24,9 @@ SPEED_RANGE = (0.83, 1.07)
 WANTED = 0.7  # of the law's optimum: a largest size below that was not chosen, but forced
 MOST_DEVICES = 1 << 20
 SMALLEST = 1e6  # parameters
+MOST_DAYS = 36_525.0  # a century
+SIZE_OFF = 1.15  # times the parameters that were asked for: more is said
+LEAST_TOKENS = 256  # of a row, to which it is shortened where nothing fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +70,15 @@ def plan(asked: Wish, foresight: Foresight) -> Plan:
     """The plan for a wish, or for the nearest possible one. Raises `ConfigError` where there is none at all."""
     wish, refused = _with_precision(asked)
     wish, refused = _with_text(wish, refused)
+    wish, refused = _with_days(wish, refused)
+    refused += _other_size(wish)
     if wish.size is None:
+        wish, shortened = _with_length(wish, foresight)
         wish, more = _with_room(wish, foresight)
         ladder = climb(wish, foresight)
         best = min(ladder, key=lambda c: c.total_loss)
         choice = _thorough(cheapest(ladder, best, wish), wish, foresight)
+        more = shortened + more + _too_slow(choice, wish)
     else:
         wish, more = _with_devices(wish, foresight)
         choice = choose(wish.size, wish, foresight)
@@ -174,6 +181,40 @@ def _with_text(wish: Wish, refused: list[str]) -> tuple[Wish, list[str]]:
     return replace(wish, tokens=MOST_TOKENS), [*refused, said]
 
 
+def _with_days(wish: Wish, refused: list[str]) -> tuple[Wish, list[str]]:
+    if wish.days is None or wish.days <= MOST_DAYS:
+        return wish, refused
+    said = f"{wish.days:g} days are longer than any machine lasts; planned with a century"
+    return replace(wish, days=MOST_DAYS), [*refused, said]
+
+
+def _other_size(wish: Wish) -> list[str]:
+    if wish.parameters is None or 1 / SIZE_OFF < wish.size.parameters / wish.parameters < SIZE_OFF:
+        return []
+    return [
+        f"there is no Llama of {count(wish.parameters)} parameters with this vocabulary and the family's proportions; planned "
+        f"with the nearest, {count(wish.size.parameters)}"
+    ]
+
+
+def _with_length(wish: Wish, foresight: Foresight) -> tuple[Wish, list[str]]:
+    """Rows short enough for some model at least: as asked, or halved until the smallest fits the devices."""
+    length = wish.sequence_length
+    while True:
+        shorter = replace(wish, sequence_length=length)
+        try:
+            choose(foresight.shape(SMALLEST, length), replace(shorter, tokens=1e6), foresight, quick=True)
+            break
+        except ConfigError as error:
+            if length < 2 * LEAST_TOKENS:
+                raise
+            said = error.message
+            length //= 2
+    if length == wish.sequence_length:
+        return wish, []
+    return shorter, [f"rows of {wish.sequence_length:,} tokens are too long: {said}; planned with {length:,}"]
+
+
 def _with_room(wish: Wish, foresight: Foresight) -> tuple[Wish, list[str]]:
     """Room for some model at least, on the device that is to hold it."""
     if wish.fits_bytes is None:
@@ -223,6 +264,6 @@ def _too_big(choice: Choice, wish: Wish) -> list[str]:
         return []
     needs = least_bytes(choice.config, min(wish.bits), wish.serve_context)
     return [
-        f"{choice.config.parameters / 1e9:.3g}B parameters do not fit {bytes_(wish.fits_bytes)} at {min(wish.bits)} bits with a "
+        f"{count(choice.config.parameters)} parameters do not fit {bytes_(wish.fits_bytes)} at {min(wish.bits)} bits with a "
         f"sequence of {wish.serve_context:,} tokens: they need {bytes_(needs)}; leave the size out to plan for one that fits"
     ]

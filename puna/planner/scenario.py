@@ -136,7 +136,7 @@ class Scenario:
         require(self.gpus_per_node > 0, f"gpus_per_node={self.gpus_per_node} must be positive")
         require(0 < self.days <= 3650, f"days={self.days} must be above 0 and at most 3,650")
         require(self.step_s > 0 and math.isfinite(self.step_s), f"step_s={self.step_s} must be positive")
-        require(self.spares >= 0, f"spares={self.spares} must not be negative")
+        require(0 <= self.spares <= 1_000_000, f"spares={self.spares} must be 0 to 1,000,000")
         require(self.failure_factor >= 0, f"failure_factor={self.failure_factor} must not be negative")
         require(self.spikes_per_day >= 0, f"spikes_per_day={self.spikes_per_day} must not be negative")
         require(self.spike_steps > 0, f"spike_steps={self.spike_steps} must be positive")

@@ -34,9 +34,15 @@ def answer(plan: Plan) -> Iterator[Figure]:
     text = f"{ranged(plan.seconds, amounts.seconds)} on {plan.wish.devices:,} x {plan.wish.device.name}"
     days = [seconds / DAY_S for seconds in plan.seconds]
     if plan.wish.start:
-        ends = [plan.wish.start + datetime.timedelta(days=min(d, 1e6)) for d in days]
+        ends = [_after(plan.wish.start, d) for d in days]
         text += f"; from {plan.wish.start} to {ends[0]}" + (f" [{ends[1]}, {ends[2]}]" if days[1] < days[2] else "")
     yield Figure("time", text, days, "tokens / (tokens/s x effective share)", f"Time, Risk; interval: {INTERVAL}")
+
+
+def _after(start: datetime.date, days: float) -> str:
+    """The date so many days later; a calendar ends with 9999."""
+    left = (datetime.date.max - start).days
+    return str(start + datetime.timedelta(days=days)) if days <= left else "after the year 9999"
 
 
 def why(plan: Plan) -> Iterator[Figure]:

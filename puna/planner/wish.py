@@ -57,6 +57,7 @@ class Wish:
     days: float | None = None
     tokens: float | None = None  # to train on
     size: LlamaConfig | None = None
+    parameters: float | None = None  # that were asked for, where `size` is the nearest that is made
     serve_tokens: float = 0.0  # to be generated in the model's life
     fits_bytes: float | None = None  # of the device that must hold it
     bits: tuple[int, ...] = BITS  # of the weights, when served

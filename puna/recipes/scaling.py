@@ -55,19 +55,21 @@ class Study:
 
     def __post_init__(self) -> None:
         require(self.flops >= 0, f"flops={self.flops} must not be negative")
+        require(self.threads >= 0, f"threads={self.threads} must not be negative", hint="0 leaves it to PyTorch")
         require(self.validation_rows > 0, f"validation_rows={self.validation_rows} must be positive")
 
 
 def run(study: Study, minutes: float, out: Path) -> Artifact | None:
     """The study. Returns the fit, or None where the time was up before a law could be told."""
     require(minutes > 0, f"minutes={minutes} must be positive")
+    words = TokenizerConfig(
+        vocab_size=study.grid.vocab_size, digits=1
+    )  # refused before anything is read, if it is wrong
     out.mkdir(parents=True, exist_ok=True)
     with held(out / ".lock", out):
         clock = _Clock(minutes)
         text = curate(study.curation, study.data, out=out / "01-text")
-        tokenizer = train_tokenizer(
-            TokenizerConfig(vocab_size=study.grid.vocab_size, digits=1), text, out=out / "02-tokenizer"
-        )
+        tokenizer = train_tokenizer(words, text, out=out / "02-tokenizer")
         tokens = tokenise(TokeniseConfig(), text, tokenizer, out=out / "03-tokens")
         grid = _grid(study, clock, out)
         _told(grid, tokens)

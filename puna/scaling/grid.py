@@ -36,9 +36,12 @@ class GridConfig:
 
     def __post_init__(self) -> None:
         require(self.flops > 0, f"flops={self.flops} must be positive")
-        require(self.budgets >= 2, f"budgets={self.budgets}: a power law needs at least 2")
-        require(self.sizes >= 4, f"sizes={self.sizes}: a parabola with an interval needs at least 4")
-        require(self.factor > 1.2, f"factor={self.factor} must be more than 1.2")
+        require(2 <= self.budgets <= 20, f"budgets={self.budgets}: a power law needs at least 2, and 20 are enough")
+        require(
+            4 <= self.sizes <= 50,
+            f"sizes={self.sizes}: a parabola with an interval needs at least 4, and 50 are enough",
+        )
+        require(1.2 < self.factor <= 1e3, f"factor={self.factor} must be more than 1.2 and at most 1,000")
         require(self.span > 1.5, f"span={self.span} must be more than 1.5")
         require(self.beyond == 0 or self.beyond > 1, f"beyond={self.beyond} must be more than 1, or 0 for none")
 

@@ -177,7 +177,7 @@ class Law:
         path = path / "law.json" if path.is_dir() else path
         try:
             data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             hint = "give the folder that `puna scale` wrote, or its law.json"
             raise ArtifactError(f"{path} cannot be read as a scaling law: {error}", hint=hint) from None
         require(isinstance(data, dict), f"{path} is not a scaling law", hint="give what `puna scale` wrote")

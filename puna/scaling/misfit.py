@@ -25,25 +25,38 @@ _GRID = np.linspace(0.05, 0.95, 8)  # of both exponents
 _DELTA = 1e-3  # as the parametric fit's
 
 
+def missed(points: Points, law: Law) -> tuple[float, float] | None:
+    """Mean log losses that the law and curves through each budget leave, where the runs do not lie on the law's surface."""
+    groups = _told_by(points)
+    if len(groups) < 2:
+        return None
+    off = [np.log(g.loss) - np.log(_told(law, g)) for g in groups]
+    left, freedom = _within(groups)
+    squares, more = sum(float(r @ r) for r in off), sum(map(len, groups)) - 5 - freedom
+    if more < 1 or freedom < 2 or squares <= left or _by_chance((squares - left) / more, left / freedom, more, freedom):
+        return None
+    return float(np.sqrt(squares / sum(map(len, groups)))), float(np.sqrt(left / freedom))
+
+
 def warnings(points: Points, law: Law, flops: float) -> tuple[str, ...]:
     """What to say where the runs do not lie on the law's surface. `flops`: for which the optimum with levels is told."""
-    groups = [group for _, group in points.by_budget() if len(group) >= _LEAST]
-    if len(groups) < 2:
+    off = missed(points, law)
+    if off is None:
         return ()
-    missed = [np.log(g.loss) - np.log(_told(law, g)) for g in groups]
-    left, freedom = _within(groups)
-    squares, more = sum(float(r @ r) for r in missed), sum(map(len, groups)) - 5 - freedom
-    if more < 1 or freedom < 2 or squares <= left or _by_chance((squares - left) / more, left / freedom, more, freedom):
-        return ()
-    runs = sum(map(len, groups))
+    largest = _told_by(points)[-1]
     optimum = law.optimum(flops, per_parameter=points.per_parameter()).parameters.value
     return (
-        f"the runs do not lie on one surface E + A/N^alpha + B/D^beta: they miss it by {np.sqrt(squares / runs):.2%}, where a "
-        f"curve through each budget leaves {np.sqrt(left / freedom):.2%}; the curve of {groups[-1].budgets[0]:.2g} FLOPs bends "
-        f"{bends(law, groups[-1]):.1f} times as strongly as the law's there. The parametric optimum at {flops:.3g} FLOPs, "
+        f"the runs do not lie on one surface E + A/N^alpha + B/D^beta: they miss it by {off[0]:.2%}, where a "
+        f"curve through each budget leaves {off[1]:.2%}; the curve of {largest.budgets[0]:.2g} FLOPs bends "
+        f"{bends(law, largest):.1f} times as strongly as the law's there. The parametric optimum at {flops:.3g} FLOPs, "
         f"{optimum:.3g} parameters, is a compromise; with a level of its own for each budget it is "
         f"{with_levels(points, flops):.3g}. Trust the isoFLOP curves",
     )
+
+
+def _told_by(points: Points) -> list[Points]:
+    """The budgets with runs enough to say how large the noise is."""
+    return [group for _, group in points.by_budget() if len(group) >= _LEAST]
 
 
 def bends(law: Law, group: Points) -> float:

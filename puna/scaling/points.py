@@ -1,12 +1,13 @@
 """What was measured: a table of runs, each with its parameters, tokens, floating-point operations and loss.
 
-    parameters,tokens,loss[,flops,budget]          a CSV of one's own; flops are 6 * parameters * tokens if not given
+    parameters,tokens,loss[,flops,budgets]         a CSV of one's own; flops are 6 * parameters * tokens if not given
 
 `counts` says what `parameters` counts (see `law`). Which count was used is not visible in a number, but it shows in
 FLOPs that do not go with it: `count_warnings` compares them.
 """
 
 import csv
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from puna.config import require
 from puna.errors import DataError
 from puna.scaling.law import FLOPS_PER_PARAMETER, Counts, Seen
 
+WANTED, OPTIONAL = ("parameters", "tokens", "loss"), ("flops", "budgets")
+KNOWN = (*WANTED, *OPTIONAL)
 _SAME_BUDGET = 0.1  # runs whose FLOPs differ by less than this share belong to one budget
 _RATIO_SPREAD = (
     1.15  # largest over smallest FLOPs / (6 N D) that one way of counting explains: attention grows a little
@@ -64,24 +67,10 @@ class Points:
         """Points from a CSV file with a heading. Raises `DataError` with the line that is wrong."""
         path = Path(path)
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the heading
+        except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}", hint="give a CSV file") from None
-        wanted = ("parameters", "tokens", "loss")
-        given = [c for c in (*wanted, "flops", "budgets") if rows and rows[0].get(c) not in (None, "")]
-        missing = [c for c in wanted if c not in given]
-        if missing:
-            hint = "the first line names the columns: parameters,tokens,loss and, if known, flops,budgets"
-            raise DataError(f"{path} has no column {missing[0]!r}", hint=hint)
-        columns: dict[str, list[float]] = {c: [] for c in given}
-        for line, row in enumerate(rows, 2):
-            for name in given:
-                try:
-                    columns[name].append(float(row[name]))
-                except (TypeError, ValueError):
-                    raise DataError(f"{path}, line {line}: {name}={row[name]!r} is not a number") from None
-        return cls.of(**columns, counts=counts)
+        return cls.of(**_columns(path, text), counts=counts)
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -110,6 +99,54 @@ class Points:
     def per_parameter(self) -> float:
         """FLOPs per parameter and token, the geometric mean of the runs."""
         return float(np.exp(np.mean(np.log(self.flops / (self.parameters * self.tokens)))))
+
+
+def _columns(path: Path, text: str) -> dict[str, list[float]]:
+    """The known columns of a table with commas, semicolons or tabs. Raises `DataError` with the line that is wrong."""
+    heading = text.partition("\n")[0]
+    separator = max(",;\t", key=heading.count)
+    try:
+        rows = list(csv.reader(text.splitlines(), delimiter=separator))
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="give a CSV file") from None
+    names = [name.strip().lower() for name in rows[0]] if rows else []
+    lines = [(line, row) for line, row in enumerate(rows[1:], 2) if any(cell.strip() for cell in row)]
+    _check_heading(path, names, bool(lines))
+    for line, row in lines:
+        if len(row) != len(names):
+            hint = "one value for each column; decimals with a point"
+            raise DataError(f"{path}, line {line}: {len(row)} values for {len(names)} columns", hint=hint)
+    columns: dict[str, list[float]] = {}
+    for name in KNOWN:
+        if name not in names:
+            continue
+        cells = [(line, row[names.index(name)].strip()) for line, row in lines]
+        if name in OPTIONAL and not any(cell for _, cell in cells):
+            continue  # a column that nobody filled in
+        columns[name] = []
+        for line, cell in cells:
+            try:
+                columns[name].append(float(cell))
+            except ValueError:
+                hint = "write numbers such as 8030000000 or 8.03e9"
+                raise DataError(f"{path}, line {line}: {name}={cell!r} is not a number", hint=hint) from None
+    return columns
+
+
+def _check_heading(path: Path, names: list[str], any_runs: bool) -> None:
+    hint = "the first line names the columns: parameters,tokens,loss and, if known, flops,budgets"
+    missing = [name for name in WANTED if name not in names]
+    if missing:
+        raise DataError(f"{path} has no column {missing[0]!r}", hint=hint)
+    twice = [name for name in KNOWN if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path} has two columns {twice[0]!r}", hint="leave one out")
+    for name in names:  # a column that was meant and would be passed over
+        near = difflib.get_close_matches(name, OPTIONAL, n=1, cutoff=0.75)
+        if near and name not in KNOWN:
+            raise DataError(f"{path} has a column {name!r}", hint=f"did you mean {near[0]!r}? {hint}")
+    if not any_runs:
+        raise DataError(f"{path} has a heading and no runs", hint="one line for each run")
 
 
 def count_warnings(points: Points) -> tuple[str, ...]:

@@ -92,6 +92,11 @@ def curve_of(run: Artifact, counts: Counts) -> TrainingCurve:
 def analysed(config: FitConfig, points: Points, curves: Sequence[TrainingCurve] = ()) -> tuple[dict[str, Any], Law]:
     """All that the page and the command line tell of these runs, as plain JSON, and the law."""
     kept = np.ones(len(points), bool) if not config.predict_above else points.budgets < config.predict_above
+    if not kept.any():
+        hint = f"the budgets are {', '.join(f'{b:.3g}' for b in np.unique(points.budgets))}"
+        raise DataError(
+            f"no runs are left to be fitted: all are to be predicted, from {config.predict_above:.3g} FLOPs", hint=hint
+        )
     fitted = points.where(kept)
     law = extrapolation.fit(fitted, name=config.name, draws=config.draws, seed=config.seed)
     warnings = [*count_warnings(fitted)]

@@ -118,3 +118,28 @@ def test_mistakes_are_answered_with_what_is_accepted(capsys, arguments, message)
     assert message in said.err
     assert "hint:" in said.err or "must" in said.err
     assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--spares", "100000000"], "0 to 1,000,000"),  # took all memory once
+        (["--sweep", "spares=0.5"], "not a whole number"),
+        (["--sweep", "checkpoint=1.5"], "not a whole number"),
+        (["--html", "."], "is a folder"),
+        (["--config", "deep.json"], "is not a scenario"),
+        (["--failures", "deep.json"], "is not a table of failures"),
+    ],
+)
+def test_odd_wishes_are_refused_with_a_sentence(capsys, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep.json").write_text("[" * 100_000 + "]" * 100_000)
+    assert main([*SMALL, "--seeds", "1", "--quick", *arguments]) not in (0, None)
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and "Traceback" not in err
+
+
+def test_a_restart_that_never_ends_trains_nothing(capsys):
+    """The closed form's exponential overflows there."""
+    found = simulated(capsys, "--seeds", 1, "--quick", "times.start_s=1e12")
+    assert found["time"]["training"] < 0.5

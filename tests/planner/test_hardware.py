@@ -104,3 +104,16 @@ def test_a_hostile_file_is_told_what_is_wrong(tmp_path, fields):
     path.write_text(json.dumps({"X": {"like": "H100", **fields}}))
     with pytest.raises(ConfigError, match="hardware"):
         device("X", path)
+
+
+@pytest.mark.parametrize("name", ["", "my box"])
+def test_a_name_that_could_not_be_asked_for_is_refused(tmp_path, name):
+    (tmp_path / "mine.json").write_text(json.dumps({name: {"like": "H100"}}))
+    with pytest.raises(ConfigError, match="is no name"):
+        devices(tmp_path / "mine.json")
+
+
+def test_a_file_nested_too_deep_is_a_message(tmp_path):
+    (tmp_path / "mine.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ConfigError, match="is not JSON"):
+        devices(tmp_path / "mine.json")

@@ -56,6 +56,6 @@ def test_a_quick_search_is_nearly_as_good():
 
 def test_what_fits_nowhere_says_how_much_it_lacks():
     with pytest.raises(
-        ConfigError, match=r"406B parameters do not fit 8 x H100: .* needs \d+ GB a device, 74 GB are usable"
+        ConfigError, match=r"406B parameters do not fit 8 x H100: .* needs [\d,.]+ [GT]B a device, 73.6 GB are usable"
     ):
         search(BIG, 8, Work(rows=256), H100)

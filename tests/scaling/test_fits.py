@@ -166,9 +166,31 @@ def test_budgets_are_found_where_they_are_not_given():
 @pytest.mark.parametrize(
     ("text", "said"),
     [("a,b\n1,2\n", "no column 'parameters'"), ("parameters,tokens,loss\n1e6,1e8,x\n", "line 2"),
-     ("parameters,tokens,loss\n1e6,1e8,nan\n", "loss of run 1"), ("", "no column")],
+     ("parameters,tokens,loss\n1e6,1e8,nan\n", "loss of run 1"), ("", "no column"), ("parameters,tokens,loss\n", "no runs"), ("1e6,1e8,2\n", "no column"),
+     ("parameters,tokens,loss,budget\n1e6,1e8,2,6e14\n", "a column 'budget'"),
+     ("parameters,tokens,loss,loss\n1e6,1e8,2,3\n", "two columns 'loss'"),
+     ("parameters,tokens,loss,flops\n1e6,1e8,2,\n2e6,1e8,2,1e15\n", "line 2: flops=''"),
+     ("parameters,tokens,loss\n1e6,1e8,2\n1e6,1e8,2,1e15\n", "line 3: 4 values for 3 columns"),
+     ("parameters,tokens,loss\n1e6,1e8\n", "line 2: 2 values for 3 columns"),
+     ("parameters;tokens;loss\n1e6;1e8;2,5\n", "loss='2,5' is not a number"),
+     ("parameters,tokens,loss\n8B,1e8,2\n", "parameters='8B'")],
 )  # fmt: skip
 def test_a_table_that_is_wrong_is_told_where(tmp_path, text, said):
     (tmp_path / "runs.csv").write_text(text)
     with pytest.raises(DataError, match=said):
         Points.read(tmp_path / "runs.csv")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_is_read_as_spreadsheets_write_it(tmp_path, separator):
+    """With a mark before the heading, another separator, capitals, spaces, empty lines, and columns of one's own."""
+    rows = [
+        ["Parameters", " Tokens", "LOSS", "flops", "note"],
+        ["1e6", "1e8", "2.5", "", "first"],
+        [],
+        ["2e6", " 2e8", "2.25", "", ""],
+    ]
+    (tmp_path / "runs.csv").write_text("\ufeff" + "\n".join(separator.join(row) for row in rows), encoding="utf-8")
+    points = Points.read(tmp_path / "runs.csv")
+    assert points.parameters.tolist() == [1e6, 2e6] and points.loss.tolist() == [2.5, 2.25]
+    assert points.flops.tolist() == [6e14, 24e14]

@@ -99,6 +99,12 @@ def test_downstream_and_mixtures_are_read_from_files(tmp_path, capsys):
         ("downstream none.csv --flops 1e24", "cannot be read"),
         ("mix none.jsonl", "cannot be read"),
         ("serve --like 8B", "write --like 8B,15T"),
+        ("ask --flops 1e24 --parameters 8B", "one of them at a time"),
+        ("ask --parameters 8B --tokens 1T --html .", "is a folder"),
+        ("plan --flops 3e14 --budgets 1000", "20 are enough"),
+        ("plan --flops 3e14 --factor 1e300", "at most 1,000"),
+        ("run out --flops 1e9 --threads -1", "must not be negative"),
+        ("run out --flops 1e9 --vocab 3", "vocab_size=3"),
     ],
 )
 def test_a_mistake_is_answered_with_the_next_step(command, said, tmp_path, monkeypatch, capsys):
@@ -117,3 +123,9 @@ def test_amounts_are_read_as_people_write_them(text, value):
 def test_what_is_no_amount_is_refused(text):
     with pytest.raises(ConfigError):
         amount_of(text)
+
+
+def test_a_fit_that_should_predict_everything_says_that_nothing_is_left(tmp_path, capsys):
+    (tmp_path / "runs.csv").write_text(as_csv(CHINCHILLA.points()))
+    assert main(["scale", "fit", str(tmp_path / "runs.csv"), str(tmp_path / "fit"), "--predict-above", "1e9"]) == 4
+    assert "no runs are left to be fitted" in capsys.readouterr().err
