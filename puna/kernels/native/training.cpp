@@ -5,7 +5,6 @@
 // where it is not GNU's, a team of our own does the work.
 
 #include <dlfcn.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "model.h"
+#include "pages.h"
 #include "training_ops.h"
 
 using namespace puna;
@@ -76,24 +76,19 @@ void share(int threads, int64_t rows, const std::function<void(int64_t, int64_t,
 
 const TrainingOps& ops() { return *operations().training; }
 
-// Memory of this thread's own, which stays: taking it anew in each call would cost page faults.
+// Memory of this thread's own, which stays: taking it anew in each call would cost page faults. On large pages always: a heap
+// of another thread than the first has small ones.
 template <typename T>
 T* scratch(int64_t n) {
-    constexpr size_t PAGE = 2 << 20;  // large pages: a heap of another thread than the first has small ones
     thread_local struct Memory {
         void* at = nullptr;
         size_t bytes = 0;
         ~Memory() { free(at); }
     } memory;
-    const size_t bytes = (n * sizeof(T) + PAGE - 1) & ~(PAGE - 1);
+    const size_t bytes = n * sizeof(T);
     if (memory.bytes < bytes) {
         free(memory.at);
-        memory = {}, memory.at = aligned_alloc(PAGE, bytes);
-        if (!memory.at) throw std::bad_alloc();
-        memory.bytes = bytes;
-#if defined(MADV_HUGEPAGE)
-        madvise(memory.at, bytes, MADV_HUGEPAGE);  // the kernel may decline
-#endif
+        memory = {}, memory.at = on_large_pages(bytes), memory.bytes = bytes;
     }
     return (T*)memory.at;
 }

@@ -5,13 +5,14 @@
 #include <vector>
 
 #include "head.h"
+#include "pages.h"
 
 namespace puna {
 
 // Room for the activations that meet matrices of one kind.
 struct Laid {
     Activations a;
-    std::vector<uint32_t> data;
+    Room<uint32_t> data;
     std::vector<float> scales;
     std::vector<int32_t> sums;
 
@@ -25,8 +26,8 @@ struct Laid {
         a.data = data.data(), a.scales = scales.data(), a.sums = sums.data();
     }
 
-    template <typename T>
-    static void grow(std::vector<T>& v, int64_t n) {
+    template <typename Numbers>
+    static void grow(Numbers& v, int64_t n) {
         if ((int64_t)v.size() < n) v.resize(n);
     }
 };
@@ -36,7 +37,7 @@ inline bool alike(const Matrix& a, const Matrix& b) {  // whether they read the 
 }
 
 struct Workspace {
-    std::vector<float> x, mixed, attended, lifted, other, turns;
+    Room<float> x, mixed, attended, lifted, other, turns;
     std::vector<int64_t> positions;                // of each token in its sequence
     std::vector<std::vector<float>> scratch;       // one per thread
     std::vector<std::array<Laid, 3>> own;          // one per thread, for lone tokens
