@@ -53,8 +53,13 @@ def test_a_study_stops_with_its_time_and_goes_on_with_the_same_runs(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("PUNA_SLOW"), reason="minutes long: set PUNA_SLOW=1")
 def test_a_real_study_predicts_a_larger_run(tmp_path):
-    """On the text that every machine with Python has; `benchmarks/scaling_study.py` is the same, longer."""
-    whole = Study(flops=2e12, grid=GridConfig(budgets=3, factor=2.0))
+    """On the text that every machine with Python has; `benchmarks/scaling_study.py` is the same, longer.
+
+    A fifth of this compute holds no more than models 16 and 48 wide, which lie off the law that larger ones follow.
+    """
+    whole = Study(flops=1e13, grid=GridConfig(budgets=3, factor=2.0))
     fit = scaling.run(whole, 60, tmp_path / "s")
     found = json.loads(fit.file("fit.json").read_text())
-    assert abs(found["errors"]["predicted"][0]["error"]) < 0.03
+    (run,) = found["errors"]["predicted"]
+    assert abs(run["error"]) < 0.03
+    assert run["predicted"]["low"] <= run["loss"] <= run["predicted"]["high"]
