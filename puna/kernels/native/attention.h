@@ -6,6 +6,9 @@
 //
 // Strides begin at multiples of 64 whatever is asked, so that a query's result depends on its own position only.
 //
+// Many queries read a RANGE of positions after one another before any of them reads the next: it comes from the second
+// cache for all but the first. Query by query, a long context came from memory once for every six of them.
+//
 // With bfloat16 the weights are rounded like everything else, and it is the rounded ones that are summed up. With 8-bit
 // keys the queries are quantised too, a scale for each; the values' scales go into the weights.
 
@@ -18,6 +21,8 @@ using namespace puna;
 
 constexpr int ROWS = TILE_F;
 constexpr int STRIDE = 64;
+constexpr int AT_ONCE = 32;    // times ROWS queries that read a range after one another
+constexpr int64_t RANGE = 1024;
 
 INLINE void rotate(float* x, const float* turns, int64_t width) {
     for (int64_t i = 0; i < width; i += 2) {
@@ -66,15 +71,18 @@ inline void write(const Cache& cache, int64_t layer, int64_t head, int64_t block
     }
 }
 
-// What `attend` needs for ROWS queries, in floats: queries, scores, running sums.
-inline int64_t attend_scratch(int64_t width) { return ROWS * (2 * width + 2 * STRIDE + 64) + 64; }
+// What `attend` needs, in floats: scores and weights; queries and running sums of all that read together.
+inline int64_t attend_scratch(int64_t width) { return ROWS * 2 * (STRIDE + AT_ONCE * width); }
 
+// Up to ROWS queries, and what they have read so far.
 struct Rows {
     uint32_t* q;       // [step][row][4 bytes]
     float* scores;     // [row][STRIDE]
     uint32_t* weights; // the same, as they meet the values
     float* sums;       // [row][E]
-    float most[ROWS], total[ROWS], q_scale[ROWS];
+    int64_t last;      // the largest of their positions
+    float most[ROWS], q_scale[ROWS];
+    float total[ROWS][LANES];
     int32_t q_sum[ROWS];
     int64_t position[ROWS];
 };
@@ -90,7 +98,7 @@ INLINE void score(const Rows& r, const uint8_t* const keys[4], int64_t width) {
         for (int64_t step = 0; step < steps; step++)
             for (int b = 0; b < 4; b++) {
                 const I k = iload(keys[b] + 64 * step);
-                for (int m = 0; m < M; m++) s[m][b] = dot_bytes(s[m][b], k, isplat((int32_t)r.q[step * M + m]));
+                for (int m = 0; m < M; m++) add_dot_bytes(s[m][b], k, isplat((int32_t)r.q[step * M + m]));
             }
         for (int b = 0; b < 4; b++) {
             const F scale = load((const float*)(keys[b] + 32 * width));
@@ -105,76 +113,86 @@ INLINE void score(const Rows& r, const uint8_t* const keys[4], int64_t width) {
             for (int b = 0; b < 4; b++) {
                 if constexpr (KIND == BRAIN) {
                     const I k = iload(keys[b] + 64 * step);
-                    for (int m = 0; m < M; m++) s[m][b] = dot_brain(s[m][b], k, isplat((int32_t)r.q[step * M + m]));
+                    for (int m = 0; m < M; m++) add_dot_brain(s[m][b], k, isplat((int32_t)r.q[step * M + m]));
                 } else {
                     const F k = load((const float*)(keys[b] + 64 * step));
                     for (int m = 0; m < M; m++) s[m][b] = fma(k, splat(((const float*)r.q)[step * M + m]), s[m][b]);
                 }
             }
+        float* const scores = r.scores;
         for (int m = 0; m < M; m++)
-            for (int b = 0; b < 4; b++) store(r.scores + m * STRIDE + 16 * b, s[m][b]);
+            for (int b = 0; b < 4; b++) store(scores + m * STRIDE + 16 * b, s[m][b]);
     }
 }
 
-// Scores become weights, relative to the largest so far; what was summed before is scaled down to it.
-template <Kind KIND>
+// Scores become weights, relative to the largest so far; what was summed before is scaled down to it. WHOLE: the query may
+// see all of the stride's positions, as it may of all strides but its last.
+template <Kind KIND, bool WHOLE>
 INLINE void weigh(Rows& r, int m, int64_t base, const uint8_t* const values[4], int64_t width) {
-    float* s = r.scores + m * STRIDE;
-    const int64_t visible = r.position[m] + 1 - base;  // positions of this stride that the query may see
-    F x[4], most = splat(-INFINITE);
-    for (int v = 0; v < 4; v++) {
-        const int64_t n = visible - 16 * v;
-        x[v] = first(load(s + 16 * v), n < 0 ? 0 : n > 16 ? 16 : (int)n, -INFINITE);
-        most = max(most, x[v]);
+    const float* s = r.scores + m * STRIDE;
+    uint32_t* const weights = r.weights + m * STRIDE;
+    const auto seen = [&](F x, int v, float other) {
+        const int64_t n = r.position[m] + 1 - base - 16 * v;
+        return WHOLE ? x : first(x, n < 0 ? 0 : n > 16 ? 16 : (int)n, other);
+    };
+    F x[4];
+    for (int v = 0; v < 4; v++) x[v] = seen(load(s + 16 * v), v, -INFINITE);
+    const F most = max(max(x[0], x[1]), max(x[2], x[3]));
+    if (exceeds(most, r.most[m])) {
+        const float level = largest(most);
+        const F shrink = splat(r.most[m] == -INFINITE ? 0.0f : std::exp(r.most[m] - level));
+        store(r.total[m], mul(load(r.total[m]), shrink));
+        float* sums = r.sums + m * width;
+        for (int64_t i = 0; i < width; i += 16) store(sums + i, mul(load(sums + i), shrink));
+        r.most[m] = level;
     }
-    const float top = largest(most);
-    const float level = top > r.most[m] ? top : r.most[m];
-    F total = zero();
+    const F level = splat(r.most[m]);
+    F total = load(r.total[m]);
     for (int v = 0; v < 4; v++) {
-        const int64_t n = visible - 16 * v;
-        F p = first(exp(sub(x[v], splat(level))), n < 0 ? 0 : n > 16 ? 16 : (int)n, 0.0f);
+        F p = seen(exp(sub(x[v], level)), v, 0.0f);
         if constexpr (KIND == BRAIN) {
-            store_brain((uint16_t*)(r.weights + m * STRIDE) + 16 * v, p);
-            p = brain((const uint16_t*)(r.weights + m * STRIDE) + 16 * v);
+            store_brain((uint16_t*)weights + 16 * v, p);
+            p = brain((const uint16_t*)weights + 16 * v);
         } else if constexpr (KIND == INT8) {
-            store((float*)(r.weights + m * STRIDE) + 16 * v, mul(p, load((const float*)(values[v] + 16 * width) + 16)));
+            store((float*)weights + 16 * v, mul(p, load((const float*)(values[v] + 16 * width) + 16)));
         } else {
-            store((float*)(r.weights + m * STRIDE) + 16 * v, p);
+            store((float*)weights + 16 * v, p);
         }
         total = add(total, p);
     }
-    if (level > r.most[m]) {
-        const float shrink = r.most[m] == -INFINITE ? 0.0f : std::exp(r.most[m] - level);
-        r.total[m] *= shrink;
-        float* sums = r.sums + m * width;
-        for (int64_t i = 0; i < width; i += 16) store(sums + i, mul(load(sums + i), splat(shrink)));
-        r.most[m] = level;
-    }
-    r.total[m] += sum(total);
+    store(r.total[m], total);
 }
 
 // sums += weights . values for `blocks` blocks, 64 (or what is left: 16 VECS) components of the head at a time
 template <Kind KIND, int M, int VECS>
 INLINE void collect(const Rows& r, const uint8_t* const values[4], int blocks, int64_t width, int64_t at) {
+    const uint32_t* const weights = r.weights;
     F s[M][VECS];
     for (int m = 0; m < M; m++)
         for (int v = 0; v < VECS; v++) s[m][v] = load(r.sums + m * width + at + 16 * v);
     for (int b = 0; b < blocks; b++) {
         if constexpr (KIND == BRAIN) {
-            for (int j = 0; j < 8; j++)
-                for (int v = 0; v < VECS; v++) {
-                    const I x = iload(values[b] + (j * width + at + 16 * v) * 4);
-                    for (int m = 0; m < M; m++)
-                        s[m][v] = dot_brain(s[m][v], x, isplat((int32_t)r.weights[m * STRIDE + 8 * b + j]));
+            const uint32_t* pair = weights + 8 * b;
+            for (int j = 0; j < 8; j++, pair++) {
+                I x[VECS];
+                for (int v = 0; v < VECS; v++) x[v] = iload(values[b] + (j * width + at + 16 * v) * 4);
+                for (int m = 0; m < M; m++) {
+                    const I weight = isplat((int32_t)pair[m * STRIDE]);
+                    for (int v = 0; v < VECS; v++) add_dot_brain(s[m][v], x[v], weight);
                 }
+            }
         } else {
-            for (int j = 0; j < 16; j++)
-                for (int v = 0; v < VECS; v++) {
-                    const F x = KIND == INT8 ? from_bytes((const int8_t*)values[b] + j * width + at + 16 * v)
-                                             : load((const float*)values[b] + j * width + at + 16 * v);
-                    for (int m = 0; m < M; m++)
-                        s[m][v] = fma(x, splat(((const float*)r.weights)[m * STRIDE + 16 * b + j]), s[m][v]);
+            const float* one = (const float*)weights + 16 * b;
+            for (int j = 0; j < 16; j++, one++) {
+                F x[VECS];
+                for (int v = 0; v < VECS; v++)
+                    x[v] = KIND == INT8 ? from_bytes((const int8_t*)values[b] + j * width + at + 16 * v)
+                                        : load((const float*)values[b] + j * width + at + 16 * v);
+                for (int m = 0; m < M; m++) {
+                    const F weight = splat(one[m * STRIDE]);
+                    for (int v = 0; v < VECS; v++) s[m][v] = fma(x[v], weight, s[m][v]);
                 }
+            }
         }
     }
     for (int m = 0; m < M; m++)
@@ -198,28 +216,41 @@ INLINE void lay_out(Rows& r, int m, const float* q, int64_t width) {
     }
 }
 
-// M queries: row i of the task is query head (i % G) of new token (from + i / G).
+// Row i of the task is query head (i % G) of new token (from + i / G).
 template <Kind KIND, int M>
-__attribute__((noinline)) void attend_rows(const Attend& a, int64_t row) {
-    const Cache& cache = *a.cache;
-    const int64_t E = cache.width, G = a.heads / cache.heads, half_bytes = cache.half_bytes();
-    Rows r;
-    float* room = a.scratch;
-    r.q = (uint32_t*)room, room += ROWS * E;
-    r.scores = room, room += ROWS * STRIDE;
-    r.weights = (uint32_t*)room, room += ROWS * STRIDE;
-    r.sums = room;
-    int64_t last = 0;
+INLINE void begin(const Attend& a, int64_t row, Rows& r) {
+    const int64_t E = a.cache->width, G = a.heads / a.cache->heads;
+    r.last = 0;
     for (int m = 0; m < M; m++) {
         const int64_t token = a.from + (row + m) / G, head = a.head * G + (row + m) % G;
         lay_out<KIND, M>(r, m, a.q + (a.span.first + token) * a.q_stride + head * E, E);
         r.position[m] = a.span.start + token;
-        r.most[m] = -INFINITE, r.total[m] = 0;
-        last = r.position[m] > last ? r.position[m] : last;
+        r.most[m] = -INFINITE, store(r.total[m], zero());
+        r.last = r.position[m] > r.last ? r.position[m] : r.last;
     }
     memset(r.sums, 0, M * E * sizeof(float));
-    for (int64_t base = 0; base <= last; base += STRIDE) {
-        const int blocks = last - base >= 48 ? 4 : (int)((last - base) / 16 + 1);
+}
+
+template <int M>
+INLINE void finish(const Attend& a, int64_t row, const Rows& r) {
+    const int64_t E = a.cache->width, G = a.heads / a.cache->heads;
+    for (int m = 0; m < M; m++) {
+        const int64_t token = a.from + (row + m) / G, head = a.head * G + (row + m) % G;
+        float* out = a.out + (a.span.first + token) * a.out_stride + head * E;
+        const F inverse = splat(1.0f / sum(load(r.total[m])));
+        for (int64_t i = 0; i < E; i += 16) store(out + i, mul(load(r.sums + m * E + i), inverse));
+    }
+}
+
+// M queries read the positions from `from` to before `to` that they may see.
+template <Kind KIND, int M>
+__attribute__((noinline)) void attend_rows(const Attend& a, int64_t row, int64_t from, int64_t to, Rows& r) {
+    const Cache& cache = *a.cache;
+    const int64_t E = cache.width, half_bytes = cache.half_bytes();
+    if (from == 0) begin<KIND, M>(a, row, r);
+    else if (from > r.last) return;
+    for (int64_t base = from; base <= r.last && base < to; base += STRIDE) {
+        const int blocks = r.last - base >= 48 ? 4 : (int)((r.last - base) / 16 + 1);
         const uint8_t* keys[4];
         const uint8_t* values[4];
         for (int b = 0; b < 4; b++) {  // past the end the last block stands in, and is seen by nobody
@@ -227,33 +258,52 @@ __attribute__((noinline)) void attend_rows(const Attend& a, int64_t row) {
             values[b] = keys[b] + half_bytes;
         }
         score<KIND, M>(r, keys, E);
-        for (int m = 0; m < M; m++) weigh<KIND>(r, m, base, values, E);
+        for (int m = 0; m < M; m++) {
+            if (base + STRIDE <= r.position[m] + 1) weigh<KIND, true>(r, m, base, values, E);
+            else weigh<KIND, false>(r, m, base, values, E);
+        }
         int64_t at = 0;
         for (; at + 64 <= E; at += 64) collect<KIND, M, 4>(r, values, blocks, E, at);
         for (; at < E; at += 16) collect<KIND, M, 1>(r, values, blocks, E, at);
     }
-    for (int m = 0; m < M; m++) {
-        const int64_t token = a.from + (row + m) / G, head = a.head * G + (row + m) % G;
-        float* out = a.out + (a.span.first + token) * a.out_stride + head * E;
-        const F inverse = splat(1.0f / r.total[m]);
-        for (int64_t i = 0; i < E; i += 16) store(out + i, mul(load(r.sums + m * E + i), inverse));
-    }
+    if (to > r.last) finish<M>(a, row, r);
 }
 
 template <Kind KIND, int M>
-void attend_some(const Attend& a, int64_t row, int m) {
-    if constexpr (M == 1) attend_rows<KIND, 1>(a, row);
-    else m == M ? attend_rows<KIND, M>(a, row) : attend_some<KIND, M - 1>(a, row, m);
+void attend_some(const Attend& a, int64_t row, int m, int64_t from, int64_t to, Rows& r) {
+    if constexpr (M == 1) attend_rows<KIND, 1>(a, row, from, to, r);
+    else m == M ? attend_rows<KIND, M>(a, row, from, to, r) : attend_some<KIND, M - 1>(a, row, m, from, to, r);
+}
+
+// Rows first to end, AT_ONCE times ROWS at the most.
+template <Kind KIND>
+void attend_together(const Attend& a, int64_t first, int64_t end) {
+    const int64_t E = a.cache->width, G = a.heads / a.cache->heads, last = a.span.start + a.from + (end - 1) / G;
+    Rows all[AT_ONCE];
+    float* room = a.scratch;
+    float* const scores = room;
+    uint32_t* const weights = (uint32_t*)(room + ROWS * STRIDE);
+    room += ROWS * 2 * STRIDE;
+    for (Rows& r : all) {
+        r.scores = scores, r.weights = weights;
+        r.q = (uint32_t*)room, room += ROWS * E;
+        r.sums = room, room += ROWS * E;
+    }
+    for (int64_t from = 0; from <= last; from += RANGE)
+        for (int64_t row = first; row < end; row += ROWS) {
+            const int m = end - row < ROWS ? (int)(end - row) : ROWS;
+            attend_some<KIND, ROWS>(a, row, m, from, from + RANGE, all[(row - first) / ROWS]);
+        }
 }
 
 inline void attend(const Attend& a) {
     const int64_t rows = (a.to - a.from) * (a.heads / a.cache->heads);
-    for (int64_t row = 0; row < rows; row += ROWS) {
-        const int m = rows - row < ROWS ? (int)(rows - row) : ROWS;
+    for (int64_t row = 0; row < rows; row += AT_ONCE * ROWS) {
+        const int64_t end = rows - row < AT_ONCE * ROWS ? rows : row + AT_ONCE * ROWS;
         switch (a.cache->kind) {
-            case FLOAT: attend_some<FLOAT, ROWS>(a, row, m); break;
-            case BRAIN: attend_some<BRAIN, ROWS>(a, row, m); break;
-            default: attend_some<INT8, ROWS>(a, row, m);
+            case FLOAT: attend_together<FLOAT>(a, row, end); break;
+            case BRAIN: attend_together<BRAIN>(a, row, end); break;
+            default: attend_together<INT8>(a, row, end);
         }
     }
 }

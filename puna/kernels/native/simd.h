@@ -49,6 +49,7 @@ INLINE F less(F a, F b, F yes, F no) { return _mm512_mask_blend_ps(_mm512_cmp_ps
 INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE float sum(F x) { return _mm512_reduce_add_ps(x); }
 INLINE float largest(F x) { return _mm512_reduce_max_ps(x); }
+INLINE bool exceeds(F x, float level) { return _mm512_cmp_ps_mask(x, splat(level), _CMP_GT_OQ); }  // in any lane
 INLINE F first(F x, int n, float other) {  // lanes below n, `other` in the rest
     return _mm512_mask_blend_ps(n >= 16 ? 0xffff : (1u << n) - 1, splat(other), x);
 }
@@ -95,6 +96,7 @@ INLINE I dot_bytes(I c, I w, I a) { return _mm512_dpbusd_epi32(c, w, a); }
 
 #if defined(PUNA_BF16)
 INLINE F dot_brain(F c, I w, I a) { return _mm512_dpbf16_ps(c, (__m512bh)w, (__m512bh)a); }
+INLINE void add_dot_brain(F& c, I w, I a) { asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(w), "v"(a)); }
 #else
 INLINE F dot_brain(F c, I w, I a) {
     const I high = _mm512_set1_epi32(0xffff0000);
@@ -491,6 +493,13 @@ INLINE void store_brain(uint16_t* p, F x) {
     for (int i = 0; i < 16; i++) p[i] = to_brain(v[i]);
 #endif
 }
+
+#if !defined(PUNA_BF16)
+INLINE void add_dot_brain(F& c, I w, I a) { c = dot_brain(c, w, a); }
+#endif
+#if !defined(PUNA_AVX512)
+INLINE bool exceeds(F x, float level) { return largest(x) > level; }  // in any lane
+#endif
 
 // e^x for x <= 0 (and a little above): 2^n times a polynomial on [-ln2/2, ln2/2], within 2 units in the last place.
 INLINE F exp(F x) {
