@@ -5,7 +5,8 @@
 //   at the end        norm, quantise   output, of the rows that are wanted                         head.h
 //
 // A bar is where threads wait for each other. A lone token's activations are quantised by every thread for itself,
-// which is faster than to wait for one of them.
+// which is faster than to wait for one of them; and its w1 x and w3 x are made one after the other, with a bar before they
+// are joined, so that each matrix is one stream.
 
 #include "model.h"
 
