@@ -1,8 +1,13 @@
 // Products of integer codes: blocks of 16 rows times a tile of tokens, in registers.
 //
 // Group by group:   y += (w scale x a scale) * (sum of code products)
-// where the sum is exact, so that each output is the same sequence of float32 additions whatever the number of tokens:
-// a token's result does not depend on what is computed beside it.
+// or, where several groups have one scale of the activations (4-bit codes: WIDE in matrix.h):
+//     part += w scale * (sum of code products), and after these groups   y += a scale * part
+// The sums are exact, so that each output is the same sequence of float32 additions whatever the number of tokens: a
+// token's result does not depend on what is computed beside it.
+//
+// A multiplication in float32 takes the place of a dot product, a conversion does not. With groups of 32, which are eight
+// dot products, the second way saves one multiplication of the two that follow them.
 //
 // Weight codes are stored without sign, as the dot product instructions want it. The surplus (8 or 128 times the sum of
 // the activations' codes) is where the group's sum starts from.
@@ -78,9 +83,13 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
     const uint8_t* codes = w.data + b0 * block;
     const uint8_t* lower = KIND == SPLIT ? w.lower(b0) : nullptr;
     const uint8_t* line = codes;
-    F y[B][M];
+    F y[B][M];  // the sums; with 4-bit codes, parts of them
     for (int b = 0; b < B; b++)
-        for (int m = 0; m < M; m++) y[b][m] = zero();
+        for (int m = 0; m < M; m++) {
+            y[b][m] = zero();
+            if constexpr (KIND == INT4) store(out + m * CHUNK + b * LANES, zero());
+        }
+    int64_t until = a.wide;  // the next group with another scale of the activations
     for (int64_t g = 0; g < groups; g++, scales += M, sums += M) {
         if (OFFSETS || g % 2 == 0) line = codes, codes += 64;
         else line += 2 * LANES;
@@ -100,19 +109,32 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
         F scale[B];
         for (int b = 0; b < B; b++) scale[b] = half((const uint16_t*)(line + b * block));
         for (int m = 0; m < M; m++) {
-            const F token = splat(scales[m]);
-            for (int b = 0; b < B; b++) y[b][m] = fma(to_float(s[b][m]), mul(scale[b], token), y[b][m]);
+            const F token = KIND == INT4 ? zero() : splat(scales[m]);
+            for (int b = 0; b < B; b++)
+                y[b][m] = fma(to_float(s[b][m]), KIND == INT4 ? scale[b] : mul(scale[b], token), y[b][m]);
         }
         if constexpr (OFFSETS) {
             for (int b = 0; b < B; b++) scale[b] = half((const uint16_t*)(line + b * block) + LANES);
             for (int m = 0; m < M; m++) {
-                const F token = splat(scales[m] * (float)sums[m] * -0.125f);
+                const F token = splat((KIND == INT4 ? 1.0f : scales[m]) * (float)sums[m] * -0.125f);
                 for (int b = 0; b < B; b++) y[b][m] = fma(scale[b], token, y[b][m]);
             }
         }
+        if constexpr (KIND == INT4) {
+            if (g + 1 < until && g + 1 < groups) continue;
+            until += a.wide;
+            for (int m = 0; m < M; m++) {
+                const F token = splat(scales[m]);
+                for (int b = 0; b < B; b++) {
+                    float* to = out + m * CHUNK + b * LANES;
+                    store(to, fma(y[b][m], token, load(to))), y[b][m] = zero();
+                }
+            }
+        }
     }
-    for (int b = 0; b < B; b++)
-        for (int m = 0; m < M; m++) store(out + m * CHUNK + b * LANES, y[b][m]);
+    if constexpr (KIND != INT4)
+        for (int b = 0; b < B; b++)
+            for (int m = 0; m < M; m++) store(out + m * CHUNK + b * LANES, y[b][m]);
 }
 
 // Block b of 16 rows times tile t, which is one token. Sums of codes are exact in any order, so there
@@ -126,7 +148,8 @@ INLINE F block_times_token(const Matrix& w, int64_t b, const Activations& a, int
     const uint8_t* codes = w.data + b * w.block_bytes(groups);
     const uint8_t* lower = KIND == SPLIT ? w.lower(b) : nullptr;
     const uint8_t* line = codes;
-    F y = zero();
+    F y = zero(), part = zero();
+    int64_t until = a.wide;
     for (int64_t g = 0; g < groups; g++) {
         if (OFFSETS || g % 2 == 0) line = codes, ask_now(line + LEAD), codes += 64;
         else line += 2 * LANES;
@@ -141,9 +164,16 @@ INLINE F block_times_token(const Matrix& w, int64_t b, const Activations& a, int
             if constexpr (KIND == SPLIT) ask_now(lower + LEAD), ask_now(lower + LEAD + 64), lower += 128;
         }
         const F scale = half((const uint16_t*)line);
-        y = fma(to_float(iadd(s, other)), mul(scale, splat(scales[g])), y);
-        if constexpr (OFFSETS)
-            y = fma(half((const uint16_t*)line + LANES), splat(scales[g] * (float)sums[g] * -0.125f), y);
+        F& onto = KIND == INT4 ? part : y;
+        onto = fma(to_float(iadd(s, other)), KIND == INT4 ? scale : mul(scale, splat(scales[g])), onto);
+        if constexpr (OFFSETS) {
+            const float token = (KIND == INT4 ? 1.0f : scales[g]) * (float)sums[g] * -0.125f;
+            onto = fma(half((const uint16_t*)line + LANES), splat(token), onto);
+        }
+        if constexpr (KIND == INT4) {
+            if (g + 1 < until && g + 1 < groups) continue;
+            y = fma(part, splat(scales[g]), y), part = zero(), until += a.wide;
+        }
     }
     return y;
 }

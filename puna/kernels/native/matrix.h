@@ -24,6 +24,7 @@
 // The activations that meet it are laid out by tiles of a few tokens: [step][token of the tile][4 bytes], so that one
 // load can spread a token's step over all lanes. For integers they are quantised in the weights' groups, with a scale
 // for each group, and -8 times the sum of its codes, which takes the surplus of the weights' codes off: [group][token].
+// Those that meet 4-bit codes have one scale for all groups within WIDE columns: their rounding is lost in the weights'.
 
 #pragma once
 #include "training_ops.h"
@@ -41,6 +42,7 @@ enum Source : int { FROM_FLOAT = 0, FROM_BRAIN = 1, FROM_HALF = 2 };
 constexpr int LAYOUT = 1;  // of codes, which files have in it (quant/layout.py): another layout is another number
 constexpr int CHUNK = 64;  // rows
 constexpr int LANES = 16;
+constexpr int64_t WIDE = 128;  // columns
 
 inline int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -102,6 +104,7 @@ struct Matrix {
     }
     bool halves() const { return kind == INT4 || kind == SPLIT || kind == UPPER; }  // codes lie as nibbles
     int64_t group_bytes() const { return group * (halves() ? 8 : kind == INT6 ? 12 : 16); }  // of 16 rows' codes
+    int64_t wide() const { return kind == INT4 && WIDE % group == 0 ? WIDE / group : 1; }  // groups with one scale of the activations
     int64_t groups_a_line() const { return offsets ? 1 : 2; }                // of scales
     int64_t scales_at(int64_t g) const {                                     // in a block; offsets come right after
         const int64_t n = groups_a_line();
@@ -131,7 +134,7 @@ struct Matrix {
 // Activations for matrices of one kind and group.
 struct Activations {
     bool integer = false, brain = false;
-    int64_t tokens = 0, steps = 0, group = 0, groups = 0;
+    int64_t tokens = 0, steps = 0, group = 0, groups = 0, wide = 1;
     int tile = 1;               // tokens of a tile; the last one may have fewer
     uint32_t* data = nullptr;   // tile t begins at t * tile * steps
     float* scales = nullptr;    // at t * tile * groups

@@ -177,25 +177,31 @@ inline void rms_norm(const float* x, const float* norm, float eps, int64_t colum
     for (; i < columns; i++) y[i] = x[i] * factor * norm[i];
 }
 
-// One token of `columns` numbers, filled up with zeros to whole groups, as codes: round(x / scale), scale = largest / 127.
-INLINE void quantise(const float* x, int64_t groups, int64_t group, int m, int size, uint32_t* out, float* scales,
-                     int32_t* sums) {
-    for (int64_t g = 0; g < groups; g++, x += group) {
+// Token m of tile t, as numbers (filled up with zeros to whole groups), as codes: round(x / scale), scale = largest / 127.
+INLINE void quantise(const float* x, Activations& a, int64_t t, int m) {
+    const int size = a.size(t);
+    uint32_t* out = a.data + t * a.tile * a.steps + m;
+    float* scales = a.scales + t * a.tile * a.groups + m;
+    int32_t* sums = a.sums + t * a.tile * a.groups + m;
+    for (int64_t first = 0; first < a.groups; first += a.wide) {
+        const int64_t end = first + a.wide < a.groups ? first + a.wide : a.groups;
         F top = zero();
-        for (int64_t i = 0; i < group; i += LANES) top = max(top, abs(load(x + i)));
+        for (int64_t i = first * a.group; i < end * a.group; i += LANES) top = max(top, abs(load(x + i)));
         const float most = largest(top);
         const F inverse = splat(most > 0 ? 127.0f / most : 0.0f);
-        I s = izero();
-        for (int64_t i = 0; i < group; i += LANES) {
-            const I codes = to_int(mul(load(x + i), inverse));
-            s = iadd(s, codes);
-            int8_t bytes[LANES];
-            store_bytes(bytes, codes);
-            uint32_t* to = out + (g * group + i) / 4 * size + m;
-            for (int j = 0; j < 4; j++) memcpy(to + j * size, bytes + 4 * j, 4);
+        for (int64_t g = first; g < end; g++) {
+            I s = izero();
+            for (int64_t i = g * a.group; i < (g + 1) * a.group; i += LANES) {
+                const I codes = to_int(mul(load(x + i), inverse));
+                s = iadd(s, codes);
+                int8_t bytes[LANES];
+                store_bytes(bytes, codes);
+                uint32_t* to = out + i / 4 * size;
+                for (int j = 0; j < 4; j++) memcpy(to + j * size, bytes + 4 * j, 4);
+            }
+            scales[g * size] = most / 127.0f;
+            sums[g * size] = -8 * isum(s);
         }
-        scales[g * size + m] = most / 127.0f;
-        sums[g * size + m] = -8 * isum(s);
     }
 }
 
@@ -216,8 +222,7 @@ inline void prepare(Activations& a, int64_t t, const float* x, int64_t stride, i
         else memcpy(row, from, columns * sizeof(float));
         for (int64_t i = columns; i < filled; i++) row[i] = 0;
         if (a.integer) {
-            quantise(row, a.groups, a.group, m, size, out, a.scales + t * a.tile * a.groups,
-                     a.sums + t * a.tile * a.groups);
+            quantise(row, a, t, m);
         } else if (a.brain) {
             for (int64_t i = 0; i < a.steps; i++)
                 out[i * size + m] = to_brain(row[2 * i]) | (uint32_t)to_brain(row[2 * i + 1]) << 16;
