@@ -24,11 +24,11 @@ constexpr int STRIDE = 64;
 constexpr int AT_ONCE = 32;    // times ROWS queries that read a range after one another
 constexpr int64_t RANGE = 1024;
 
+// Pairs (2i, 2i + 1) of a head turned: `turns` has each pair's cosine twice (width), then its sine with signs - and +.
 INLINE void rotate(float* x, const float* turns, int64_t width) {
-    for (int64_t i = 0; i < width; i += 2) {
-        const float a = x[i], b = x[i + 1], c = turns[i], s = turns[i + 1];
-        x[i] = a * c - b * s;
-        x[i + 1] = a * s + b * c;
+    for (int64_t i = 0; i < width; i += LANES) {
+        const F v = load(x + i);
+        store(x + i, fma(v, load(turns + i), mul(swapped(v), load(turns + width + i))));
     }
 }
 
@@ -51,10 +51,11 @@ inline void write(const Cache& cache, int64_t layer, int64_t head, int64_t block
         for (int64_t i = 0; i < E; i++) memcpy(keys + (i * 16 + slot) * 4, k + i, 4);
         memcpy(values + slot * E * 4, v, E * 4);
     } else if (cache.kind == BRAIN) {
-        for (int64_t i = 0; i < E; i++) {
-            const uint16_t a = to_brain(k[i]), b = to_brain(v[i]);
-            memcpy(keys + ((i / 2 * 16 + slot) * 2 + i % 2) * 2, &a, 2);
-            memcpy(values + ((slot / 2 * E + i) * 2 + slot % 2) * 2, &b, 2);
+        alignas(64) uint16_t a[LANES], b[LANES];
+        for (int64_t i = 0; i < E; i += LANES) {
+            store_brain(a, load(k + i)), store_brain(b, load(v + i));
+            for (int64_t j = 0; j < LANES; j += 2) memcpy(keys + ((i + j) / 2 * 16 + slot) * 4, a + j, 4);
+            for (int64_t j = 0; j < LANES; j++) memcpy(values + ((slot / 2 * E + i + j) * 2 + slot % 2) * 2, b + j, 2);
         }
     } else {
         float* scales = (float*)(values + cache.half_bytes());
@@ -209,8 +210,11 @@ INLINE void lay_out(Rows& r, int m, const float* q, int64_t width) {
         for (int64_t i = 0; i < width; i++) r.q_sum[m] += codes[i];
         for (int64_t i = 0; i < width / 4; i++) memcpy(r.q + i * M + m, codes + 4 * i, 4);
     } else if constexpr (KIND == BRAIN) {
-        for (int64_t i = 0; i < width / 2; i++)
-            r.q[i * M + m] = to_brain(q[2 * i] * factor) | (uint32_t)to_brain(q[2 * i + 1] * factor) << 16;
+        alignas(64) uint32_t pairs[LANES / 2];
+        for (int64_t i = 0; i < width; i += LANES) {
+            store_brain((uint16_t*)pairs, mul(load(q + i), splat(factor)));
+            for (int64_t j = 0; j < LANES / 2; j++) r.q[(i / 2 + j) * M + m] = pairs[j];
+        }
     } else {
         for (int64_t i = 0; i < width; i++) ((float*)r.q)[i * M + m] = q[i] * factor;
     }

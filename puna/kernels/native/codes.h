@@ -73,9 +73,9 @@ INLINE void half_unit(const uint8_t* unit, int64_t block, const uint8_t* lower, 
 
 // Blocks b to b + B - 1 of 16 rows times tile t, into y (M, CHUNK). `ahead`: how far behind the codes lies what will be
 // read next, in bytes; 0 for nothing.
-template <Kind KIND, bool OFFSETS, int B, int M>
+template <Kind KIND, bool OFFSETS, int B, int M, int UNITS>
 INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a, int64_t t, int64_t ahead, float* out) {
-    const int64_t groups = a.groups, units = w.group / 16, block = w.block_bytes(groups);
+    const int64_t groups = a.groups, units = UNITS ? UNITS : w.group / 16, block = w.block_bytes(groups);
     const int64_t lower_block = KIND == SPLIT ? groups * w.group_bytes() : 0;
     const uint32_t* x = a.data + t * a.tile * a.steps;
     const float* scales = a.scales + t * a.tile * groups;
@@ -123,6 +123,7 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
         if constexpr (KIND == INT4) {
             if (g + 1 < until && g + 1 < groups) continue;
             until += a.wide;
+            asm volatile("" ::: "memory");  // the sums stay in memory: there are no registers for them
             for (int m = 0; m < M; m++) {
                 const F token = splat(scales[m]);
                 for (int b = 0; b < B; b++) {

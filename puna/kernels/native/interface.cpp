@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "model.h"
 
@@ -367,7 +368,12 @@ API void puna_rms_norm(const float* x, const float* norm, float eps, int64_t col
     for (int64_t r = 0; r < rows; r++) operations().rms_norm(x + r * columns, norm, eps, columns, y + r * columns);
 }
 API void puna_rotate(float* x, const float* turns, int64_t width, int64_t count) {
-    for (int64_t i = 0; i < count; i++) operations().rotate(x + i * width, turns + i * width, width);
+    std::vector<float> spread(2 * width);
+    for (int64_t i = 0; i < count; i++, x += width, turns += width) {
+        for (int64_t j = 0; j < width; j++)
+            spread[j] = turns[j / 2 * 2], spread[width + j] = j % 2 ? turns[j] : -turns[j + 1];
+        operations().rotate(x, spread.data(), width);
+    }
 }
 API void puna_gate(float* y, const float* x, int64_t n) { operations().gate(y, x, n); }
 API void puna_top(Team* team, const float* x, int64_t rows, int64_t n, int64_t k, float* values, int32_t* indices,

@@ -203,7 +203,7 @@ struct Ops {
     void (*prepare)(Activations&, int64_t t, const float* x, int64_t stride, int64_t columns, const float* norm,
                     float eps);
     void (*rms_norm)(const float* x, const float* norm, float eps, int64_t columns, float* y);
-    void (*rotate)(float* x, const float* turns, int64_t width);  // pairs (2i, 2i+1) by (cos, sin) in turns (E)
+    void (*rotate)(float* x, const float* turns, int64_t width);  // pairs (2i, 2i + 1) of a head; turns (2 E): attention.h
     void (*write)(const Cache&, int64_t layer, int64_t head, int64_t block, int slot, const float* k, const float* v);
     void (*attend)(const Attend&);
     int64_t (*attend_scratch)(int64_t width);

@@ -109,7 +109,7 @@ struct Model::Pass {
     void turn_and_cache(int64_t layer, int64_t token, const Span& span, int64_t head) {
         const int64_t E = shape().width, G = shape().heads / shape().kv_heads;
         float* row = space.mixed.data() + token * mixed_rows;
-        const float* turns = space.turns.data() + token * E;
+        const float* turns = space.turns.data() + 2 * token * E;
         for (int64_t g = 0; g < G; g++) ops.rotate(row + (head * G + g) * E, turns, E);
         float* k = row + q_rows + head * E;
         ops.rotate(k, turns, E);
@@ -295,7 +295,7 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
     Laid::grow(space.attended, n * pass.q_rows), Laid::grow(space.lifted, n * pass.ffn);
     bool apart = pass.adapter || n == 1;
     for (const auto& w : layers) apart |= w[W1]->integer() != w[W3]->integer();
-    Laid::grow(space.turns, n * E), Laid::grow(space.other, apart ? n * pass.ffn : 0);
+    Laid::grow(space.turns, 2 * n * E), Laid::grow(space.other, apart ? n * pass.ffn : 0);
     for (auto& scratch : space.scratch) Laid::grow(scratch, ops.attend_scratch(E));
     for (Ends* ends : {&whole, &best}) ends->reserve(dim, hidden ? 0 : shape.vocabulary, places);
     space.screen.reserve((int64_t)best.rows.size(), up(shape.vocabulary, CHUNK) / LANES);
@@ -308,8 +308,9 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
             for (int64_t j = shape.dim; j < dim; j++) x[j] = 0;
             const float position = (float)space.positions[t];
             for (int64_t j = 0; j < E / 2; j++) {
-                space.turns[t * E + 2 * j] = std::cos(position * frequencies[j]);
-                space.turns[t * E + 2 * j + 1] = std::sin(position * frequencies[j]);
+                float* turns = space.turns.data() + 2 * t * E + 2 * j;
+                const float c = std::cos(position * frequencies[j]), s = std::sin(position * frequencies[j]);
+                turns[0] = c, turns[1] = c, turns[E] = -s, turns[E + 1] = s;
             }
         });
         team.wait();

@@ -38,8 +38,10 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
         constexpr int B = blocks_for(M);
         const bool last = (t + 1) * a.tile >= a.tokens && c + 1 < w.chunks();
         const int64_t ahead = last ? 4 * w.block_bytes(a.groups) : 0;
-        for (int b = 0; b < 4; b += B)
-            blocks_times_tile<KIND, OFFSETS, B, M>(w, 4 * c + b, a, t, ahead, y + b * LANES);
+        for (int b = 0; b < 4; b += B) {
+            if (w.group == 32) blocks_times_tile<KIND, OFFSETS, B, M, 2>(w, 4 * c + b, a, t, ahead, y + b * LANES);
+            else blocks_times_tile<KIND, OFFSETS, B, M, 0>(w, 4 * c + b, a, t, ahead, y + b * LANES);
+        }
     } else {
         F r[M][4];
         chunk_floats<KIND, M>(w.chunk(c), w.steps(), a.data + t * a.tile * a.steps, r);
@@ -178,7 +180,8 @@ inline void rms_norm(const float* x, const float* norm, float eps, int64_t colum
 }
 
 // Token m of tile t, as numbers (filled up with zeros to whole groups), as codes: round(x / scale), scale = largest / 127.
-INLINE void quantise(const float* x, Activations& a, int64_t t, int m) {
+// `bytes` has room for the codes.
+INLINE void quantise(const float* x, Activations& a, int64_t t, int m, int8_t* bytes) {
     const int size = a.size(t);
     uint32_t* out = a.data + t * a.tile * a.steps + m;
     float* scales = a.scales + t * a.tile * a.groups + m;
@@ -194,15 +197,13 @@ INLINE void quantise(const float* x, Activations& a, int64_t t, int m) {
             for (int64_t i = g * a.group; i < (g + 1) * a.group; i += LANES) {
                 const I codes = to_int(mul(load(x + i), inverse));
                 s = iadd(s, codes);
-                int8_t bytes[LANES];
-                store_bytes(bytes, codes);
-                uint32_t* to = out + i / 4 * size;
-                for (int j = 0; j < 4; j++) memcpy(to + j * size, bytes + 4 * j, 4);
+                store_bytes(bytes + i, codes);
             }
             scales[g * size] = most / 127.0f;
             sums[g * size] = -8 * isum(s);
         }
     }
+    for (int64_t i = 0; i < a.steps; i++) memcpy(out + i * size, bytes + 4 * i, 4);
 }
 
 inline void prepare(Activations& a, int64_t t, const float* x, int64_t stride, int64_t columns, const float* norm,
@@ -210,24 +211,30 @@ inline void prepare(Activations& a, int64_t t, const float* x, int64_t stride, i
     thread_local float* row = nullptr;
     thread_local int64_t room = 0;
     const int64_t filled = a.integer ? a.groups * a.group : up(columns, 2);
-    if (room < filled + LANES) {
+    if (room < filled + filled / 4 + LANES) {  // the numbers; behind them their codes
         delete[] row;
-        row = new float[room = filled + LANES];
+        row = new float[room = filled + filled / 4 + LANES];
     }
     const int size = a.size(t);
     uint32_t* out = a.data + t * a.tile * a.steps;
     for (int m = 0; m < size; m++) {
         const float* from = x + (t * a.tile + m) * stride;
         if (norm) rms_norm(from, norm, eps, columns, row);
-        else memcpy(row, from, columns * sizeof(float));
+        else if (columns < filled) memcpy(row, from, columns * sizeof(float));
         for (int64_t i = columns; i < filled; i++) row[i] = 0;
+        if (norm || columns < filled) from = row;
         if (a.integer) {
-            quantise(row, a, t, m);
+            quantise(from, a, t, m, (int8_t*)(row + filled));
         } else if (a.brain) {
-            for (int64_t i = 0; i < a.steps; i++)
-                out[i * size + m] = to_brain(row[2 * i]) | (uint32_t)to_brain(row[2 * i + 1]) << 16;
+            int64_t i = 0;
+            for (alignas(64) uint32_t pairs[LANES / 2]; i + LANES / 2 <= a.steps; i += LANES / 2) {
+                store_brain((uint16_t*)pairs, load(from + 2 * i));
+                for (int64_t j = 0; j < LANES / 2; j++) out[(i + j) * size + m] = pairs[j];
+            }
+            for (; i < a.steps; i++)
+                out[i * size + m] = to_brain(from[2 * i]) | (uint32_t)to_brain(from[2 * i + 1]) << 16;
         } else {
-            for (int64_t i = 0; i < a.steps; i++) memcpy(out + i * size + m, row + i, 4);
+            for (int64_t i = 0; i < a.steps; i++) memcpy(out + i * size + m, from + i, 4);
         }
     }
 }
