@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from puna.errors import ConfigError
 from puna.kernels import native
 from puna.kernels.native import library
-from puna.quant.groups import dequantise_matrix, quantise_matrix
+from puna.quant.groups import dequantise_matrix, quantise_matrix, unpack
 
 SHAPES = [(64, 64), (100, 96), (1000, 2048), (130, 344)]
 
@@ -96,17 +96,26 @@ def test_blocks_of_a_gguf_file_in_halves(team):
     assert torch.equal(split.multiply(team, x), whole.multiply(team, x))
 
 
-def test_integer_products_are_the_formula_exactly(team):
-    """Codes, scales and the sums of the activations' codes, written out in PyTorch."""
-    weight, x = torch.randn(64, 128), torch.randn(6, 128)
-    packed = quantise_matrix(weight, 8, 32)
-    groups = x.unflatten(1, (-1, 32))
-    scale = groups.abs().amax(-1, keepdim=True) / 127
-    codes = (groups * (127 / groups.abs().amax(-1, keepdim=True))).round()
-    products = torch.einsum("ngi,rgi->nrg", codes, packed.codes.float().unflatten(1, (-1, 32)))
-    expected = (products * packed.scales.float() * scale[..., 0][:, None]).sum(-1)
-    made, _ = matrix(team, "int8", weight)
-    assert torch.allclose(made.multiply(team, x), expected, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize(
+    "kind, group, together", [("int8", 32, 32), ("int4", 32, 128), ("int4", 64, 128), ("int4", 256, 256)]
+)
+def test_integer_products_are_the_formula_exactly(team, kind, group, together, offset):
+    """Codes, scales and the sums of the activations' codes, written out in PyTorch; a scale of theirs for `together` columns."""
+    weight, x = torch.randn(64, 512 + 2 * group), torch.randn(6, 512 + 2 * group)
+    x[:, ::group] *= 10.0 ** torch.randint(-2, 2, (6, 1))  # sizes differ from group to group
+    packed = quantise_matrix(weight, int(kind[3:]), group)
+    offsets = torch.randn(packed.scales.shape).half() if offset else None
+    filled = F.pad(x, (0, -x.shape[1] % together)).unflatten(1, (-1, together))
+    largest = filled.abs().amax(-1, keepdim=True)
+    codes = (filled * torch.full_like(largest, 127).div(largest)).round()  # `127 / x` is rounded twice
+    rounded = (codes.double() * largest.double() / 127).flatten(1)[:, : x.shape[1]].unflatten(1, (-1, group))
+    numbers = unpack(packed).double().unflatten(1, (-1, group)) * packed.scales.double()[..., None]
+    if offset:
+        numbers += offsets.double()[..., None]
+    expected = torch.einsum("ngi,rgi->nr", rounded, numbers).float()
+    made, _ = matrix(team, kind, weight, group, offsets)
+    assert torch.allclose(made.multiply(team, x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_activations_of_zero_and_extreme_sizes_stay_finite(team):
