@@ -71,6 +71,13 @@ struct Model::Pass {
         return found;
     }
 
+    // Waits for the others. What this thread reads next is the beginning of its stretch of `w`.
+    void wait(int thread, const Matrix& w) {
+        constexpr int64_t MOST = 96 * 1024;
+        const int64_t n = w.chunks(), begin = n * thread / model.team.size(), end = n * (thread + 1) / model.team.size();
+        model.team.wait({w.chunk(begin), std::min(MOST, (end - begin) * w.chunk_bytes())});
+    }
+
     void multiply(int thread, int& list, const Matrix& w, const Activations& a, float* y, int64_t stride, bool add) {
         model.team.each(thread, list++, w.chunks(), [&](int64_t c) { ops.multiply(w, c, c + 1, a, y, stride, add); });
     }
@@ -157,7 +164,7 @@ struct Model::Pass {
                 });
             });
         }
-        model.team.wait();
+        wait(thread, *model.layers[layer][WO]);
     }
 
     void layer(int thread, int& list, int64_t index) {
@@ -173,22 +180,22 @@ struct Model::Pass {
         adapt(thread, list, index, WQ, x, dim, norms[0].data(), mixed, mixed_rows);
         adapt(thread, list, index, WK, x, dim, norms[0].data(), mixed + q_rows, mixed_rows);
         adapt(thread, list, index, WV, x, dim, norms[0].data(), mixed + q_rows + kv_rows, mixed_rows);
-        model.team.wait();
+        wait(thread, *w[WO]);
 
         attention(thread, list, index);
         auto mid = lay<1>(thread, list, space.attended.data(), q_rows, tokens, nullptr, {w[WO]});
         multiply(thread, list, *w[WO], *mid[0], x, dim, true);
         adapt(thread, list, index, WO, space.attended.data(), q_rows, nullptr, x, dim);
-        model.team.wait();
+        wait(thread, *w[W1]);
 
         auto up = lay<2>(thread, list, x, dim, tokens, norms[1].data(), {w[W1], w[W3]});
         float* lifted = space.lifted.data();
         feed(thread, list, index, up, lifted);
-        model.team.wait();
+        wait(thread, *w[W2]);
         auto down = lay<1>(thread, list, lifted, ffn, tokens, nullptr, {w[W2]});
         multiply(thread, list, *w[W2], *down[0], x, dim, true);
         adapt(thread, list, index, W2, lifted, ffn, nullptr, x, dim);
-        model.team.wait();
+        wait(thread, index + 1 < shape().layers ? *model.layers[index + 1][WQ] : *model.output);
     }
 
     void feed(int thread, int& list, int64_t index, const std::array<const Activations*, 2>& in, float* lifted) {
@@ -207,7 +214,7 @@ struct Model::Pass {
         multiply(thread, list, *w[W3], *in[1], other, ffn, false);
         adapt(thread, list, index, W1, space.x.data(), dim, norm, lifted, ffn);
         adapt(thread, list, index, W3, space.x.data(), dim, norm, other, ffn);
-        model.team.wait();
+        wait(thread, *w[W2]);
         constexpr int64_t PIECE = 16 * CHUNK;
         const int64_t pieces = (ffn + PIECE - 1) / PIECE;
         model.team.each(thread, list++, tokens * pieces, [&](int64_t i) {

@@ -18,10 +18,18 @@ void breathe() {
 #endif
 }
 
-void until_not(const std::atomic<uint32_t>& value, uint32_t old) {
+constexpr int64_t LINE = 64, AT_ONCE = 2048;  // bytes; so many can be on their way
+
+void ask(Next& next, int64_t bytes) {
+    for (; bytes > 0 && next.bytes > 0; bytes -= LINE, next.bytes -= LINE, next.data += LINE)
+        __builtin_prefetch(next.data, 0, 2);
+}
+
+void until_not(const std::atomic<uint32_t>& value, uint32_t old, Next next = {}) {
     for (int i = 0; i < SPINS; i++) {
         if (value.load(std::memory_order_acquire) != old) return;
-        breathe();
+        if (next.bytes > 0) ask(next, 4 * LINE);
+        else breathe();
     }
     while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
@@ -53,15 +61,16 @@ void Team::run(int lists, const std::function<void(int)>& job) {
     wait();
 }
 
-void Team::wait() {
+void Team::wait(Next next) {
     if (size_ == 1) return;
+    ask(next, AT_ONCE);
     const uint32_t round = round_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == (uint32_t)size_) {
         arrived_.store(0, std::memory_order_relaxed);
         round_.fetch_add(1, std::memory_order_release);
         round_.notify_all();
     } else {
-        until_not(round_, round);
+        until_not(round_, round, next);
     }
 }
 

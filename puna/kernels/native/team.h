@@ -10,6 +10,7 @@
 
 #pragma once
 #include <atomic>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -17,6 +18,11 @@
 #include <vector>
 
 namespace puna {
+
+struct Next {  // what a thread will read
+    const uint8_t* data = nullptr;
+    int64_t bytes = 0;
+};
 
 class Team {
 public:
@@ -39,8 +45,9 @@ public:
         }
     }
 
-    // Within a job: until all threads have come here.
-    void wait();
+    // Within a job: until all threads have come here. Meanwhile a thread asks for what it will read next: memory would be
+    // idle otherwise, and what is asked for lies in the second cache then.
+    void wait(Next next = {});
 
 private:
     void serve(int thread);
