@@ -355,7 +355,7 @@ API void puna_multiply(Team* team, const Matrix* w, const float* x, int64_t toke
     if (stride != w->rows) padded.resize(tokens * stride);
     float* to = padded.empty() ? y : padded.data();
     team->run(2, [&](int thread) {
-        team->each(thread, 0, a.tiles(), [&](int64_t t) { ops.prepare(a, t, x, w->columns, w->columns, nullptr, 0); });
+        team->each(thread, 0, a.tiles(), [&](int64_t t) { ops.prepare(a, t, x, w->columns, w->columns, nullptr, 0, nullptr); });
         team->wait();
         team->each(thread, 1, w->chunks(), [&](int64_t c) { ops.multiply(*w, c, c + 1, a, to, stride, false); });
     });

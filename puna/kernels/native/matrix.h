@@ -199,9 +199,10 @@ struct Ops {
     void (*swiglu)(const Matrix& w1, const Activations& x1, const Matrix& w3, const Activations& x3, int64_t from,
                    int64_t to, float* y, int64_t stride);
     void (*gate)(float* y, const float* x, int64_t n);  // y = silu(y) * x
-    // Lay tile t of x (tokens, stride) out, normalised by RMSNorm first if `norm` is given.
+    // Lay tile t of x (tokens, stride) out, normalised by RMSNorm first if `norm` is given. `soon`: weights that are read
+    // next, to be asked for meanwhile, or null.
     void (*prepare)(Activations&, int64_t t, const float* x, int64_t stride, int64_t columns, const float* norm,
-                    float eps);
+                    float eps, const uint8_t* soon);
     void (*rms_norm)(const float* x, const float* norm, float eps, int64_t columns, float* y);
     void (*rotate)(float* x, const float* turns, int64_t width);  // pairs (2i, 2i + 1) of a head; turns (2 E): attention.h
     void (*write)(const Cache&, int64_t layer, int64_t head, int64_t block, int slot, const float* k, const float* v);

@@ -58,12 +58,14 @@ struct Model::Pass {
             Laid& laid = places[i];
             if (alone) {
                 laid.shape(*matrices[i], 1);
-                ops.prepare(laid.a, 0, x, stride, matrices[i]->columns, norm, shape().eps);
+                const Matrix& w = *matrices[i];
+                const uint8_t* soon = w.chunk(model.team.stretch(thread, w.chunks()));
+                ops.prepare(laid.a, 0, x, stride, w.columns, norm, shape().eps, soon);
             } else {
                 if (thread == 0) laid.shape(*matrices[i], n);
                 model.team.wait();
                 model.team.each(thread, work, laid.a.tiles(), [&](int64_t t) {
-                    ops.prepare(laid.a, t, x, stride, matrices[i]->columns, norm, shape().eps);
+                    ops.prepare(laid.a, t, x, stride, matrices[i]->columns, norm, shape().eps, nullptr);
                 });
             }
         }
@@ -74,12 +76,31 @@ struct Model::Pass {
     // Waits for the others. What this thread reads next is the beginning of its stretch of `w`.
     void wait(int thread, const Matrix& w) {
         constexpr int64_t MOST = 96 * 1024;
-        const int64_t n = w.chunks(), begin = n * thread / model.team.size(), end = n * (thread + 1) / model.team.size();
+        const int64_t begin = model.team.stretch(thread, w.chunks()), end = model.team.stretch(thread + 1, w.chunks());
         model.team.wait({w.chunk(begin), std::min(MOST, (end - begin) * w.chunk_bytes())});
     }
 
     void multiply(int thread, int& list, const Matrix& w, const Activations& a, float* y, int64_t stride, bool add) {
         model.team.each(thread, list++, w.chunks(), [&](int64_t c) { ops.multiply(w, c, c + 1, a, y, stride, add); });
+    }
+
+    // Products that need not wait for one another.
+    struct Product {
+        const Matrix& w;
+        const Activations& a;
+        float* y;
+        int64_t stride;
+    };
+    void multiply(int thread, int& list, std::initializer_list<Product> products) {
+        const int first = list;
+        for (const bool own : {true, false}) {
+            list = first;
+            for (const Product& p : products) {
+                const auto work = [&](int64_t c) { ops.multiply(p.w, c, c + 1, p.a, p.y, p.stride, false); };
+                if (own) model.team.own(thread, list++, p.w.chunks(), work);
+                else model.team.help(thread, list++, p.w.chunks(), work);
+            }
+        }
     }
 
     // y (tokens of the spans that have one, stride) += up (down x)
@@ -174,9 +195,9 @@ struct Model::Pass {
         float* mixed = space.mixed.data();
 
         auto in = lay<3>(thread, list, x, dim, tokens, norms[0].data(), {w[WQ], w[WK], w[WV]});
-        multiply(thread, list, *w[WQ], *in[0], mixed, mixed_rows, false);
-        multiply(thread, list, *w[WK], *in[1], mixed + q_rows, mixed_rows, false);
-        multiply(thread, list, *w[WV], *in[2], mixed + q_rows + kv_rows, mixed_rows, false);
+        multiply(thread, list, {{*w[WQ], *in[0], mixed, mixed_rows},
+                                {*w[WK], *in[1], mixed + q_rows, mixed_rows},
+                                {*w[WV], *in[2], mixed + q_rows + kv_rows, mixed_rows}});
         adapt(thread, list, index, WQ, x, dim, norms[0].data(), mixed, mixed_rows);
         adapt(thread, list, index, WK, x, dim, norms[0].data(), mixed + q_rows, mixed_rows);
         adapt(thread, list, index, WV, x, dim, norms[0].data(), mixed + q_rows + kv_rows, mixed_rows);
@@ -210,8 +231,7 @@ struct Model::Pass {
         // A lone token waits for memory: each matrix is read in one go.
         const float* norm = model.norms[index][1].data();
         float* other = space.other.data();
-        multiply(thread, list, *w[W1], *in[0], lifted, ffn, false);
-        multiply(thread, list, *w[W3], *in[1], other, ffn, false);
+        multiply(thread, list, {{*w[W1], *in[0], lifted, ffn}, {*w[W3], *in[1], other, ffn}});
         adapt(thread, list, index, W1, space.x.data(), dim, norm, lifted, ffn);
         adapt(thread, list, index, W3, space.x.data(), dim, norm, other, ffn);
         wait(thread, *w[W2]);
@@ -262,14 +282,15 @@ struct Model::Pass {
         model.team.each(thread, list++, n, [&](int64_t r) {
             space.screen.choose(ops, r);
             if (n > 1)
-                ops.prepare(space.single.a, r, ends.states.data(), dim, w.columns, model.last_norm.data(), shape().eps);
+                ops.prepare(space.single.a, r, ends.states.data(), dim, w.columns, model.last_norm.data(), shape().eps, nullptr);
         });
         for (int round = 0; round < 2; round++) {
             if (round) model.team.each(thread, list, n, [&](int64_t r) { space.screen.check(r); });
             list += round;
             model.team.wait();
-            model.team.each(thread, list++, w.chunks(), [&](int64_t c) {
-                for (int64_t b = 4 * c; b < 4 * c + 4; b++)
+            constexpr int64_t PIECE = 64;  // blocks: most have nothing to do
+            model.team.each(thread, list++, (blocks + PIECE - 1) / PIECE, [&](int64_t i) {
+                for (int64_t b = PIECE * i; b < std::min(blocks, PIECE * (i + 1)); b++)
                     for (int64_t r = 0; r < n; r++)
                         if (space.screen.state[b * n + r] == Screen::CHOSEN)
                             space.screen.refine(ops, w, b, *single, r, y + r * ends.stride + b * LANES);

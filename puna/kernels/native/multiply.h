@@ -180,8 +180,8 @@ inline void rms_norm(const float* x, const float* norm, float eps, int64_t colum
 }
 
 // Token m of tile t, as numbers (filled up with zeros to whole groups), as codes: round(x / scale), scale = largest / 127.
-// `bytes` has room for the codes.
-INLINE void quantise(const float* x, Activations& a, int64_t t, int m, int8_t* bytes) {
+// `bytes` has room for the codes. Of what is read soon four lines are asked for with each group.
+INLINE void quantise(const float* x, Activations& a, int64_t t, int m, int8_t* bytes, const uint8_t* soon) {
     const int size = a.size(t);
     uint32_t* out = a.data + t * a.tile * a.steps + m;
     float* scales = a.scales + t * a.tile * a.groups + m;
@@ -193,6 +193,7 @@ INLINE void quantise(const float* x, Activations& a, int64_t t, int m, int8_t* b
         const float most = largest(top);
         const F inverse = splat(most > 0 ? 127.0f / most : 0.0f);
         for (int64_t g = first; g < end; g++) {
+            for (int i = 0; soon && i < 4; i++, soon += 64) ask_later(soon);
             I s = izero();
             for (int64_t i = g * a.group; i < (g + 1) * a.group; i += LANES) {
                 const I codes = to_int(mul(load(x + i), inverse));
@@ -207,7 +208,7 @@ INLINE void quantise(const float* x, Activations& a, int64_t t, int m, int8_t* b
 }
 
 inline void prepare(Activations& a, int64_t t, const float* x, int64_t stride, int64_t columns, const float* norm,
-                    float eps) {
+                    float eps, const uint8_t* soon) {
     thread_local float* row = nullptr;
     thread_local int64_t room = 0;
     const int64_t filled = a.integer ? a.groups * a.group : up(columns, 2);
@@ -224,7 +225,7 @@ inline void prepare(Activations& a, int64_t t, const float* x, int64_t stride, i
         for (int64_t i = columns; i < filled; i++) row[i] = 0;
         if (norm || columns < filled) from = row;
         if (a.integer) {
-            quantise(from, a, t, m, (int8_t*)(row + filled));
+            quantise(from, a, t, m, (int8_t*)(row + filled), soon);
         } else if (a.brain) {
             int64_t i = 0;
             for (alignas(64) uint32_t pairs[LANES / 2]; i + LANES / 2 <= a.steps; i += LANES / 2) {

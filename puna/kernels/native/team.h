@@ -36,14 +36,27 @@ public:
     // Within a job, called by `thread`: work(i) for every i < n that no other thread has taken, of the job's list `list`.
     template <typename Work>
     void each(int thread, int list, int64_t n, const Work& work) {
-        for (int turn = 0; turn < size_; turn++) {
+        own(thread, list, n, work);
+        help(thread, list, n, work);
+    }
+
+    // The two halves of `each`, for lists that need not wait for one another: own stretches first, and then the others'. To
+    // look at another thread's count costs half a microsecond.
+    template <typename Work>
+    void own(int thread, int list, int64_t n, const Work& work) {
+        take(thread, list, n, work);
+    }
+    template <typename Work>
+    void help(int thread, int list, int64_t n, const Work& work) {
+        for (int turn = 1; turn < size_; turn++) {
             const int owner = (thread + turn) % size_;
-            const int64_t begin = n * owner / size_, count = n * (owner + 1) / size_ - begin;
-            std::atomic<int64_t>& taken = taken_[(int64_t)owner * lists_ + list];
-            if (turn && taken.load(std::memory_order_relaxed) >= count) continue;
-            for (int64_t i; (i = taken.fetch_add(1, std::memory_order_relaxed)) < count;) work(begin + i);
+            if (taken(owner, list).load(std::memory_order_relaxed) < stretch(owner + 1, n) - stretch(owner, n))
+                take(owner, list, n, work);
         }
     }
+
+    // Where the stretch of a thread begins in a list of n pieces.
+    int64_t stretch(int thread, int64_t n) const { return n * thread / size_; }
 
     // Within a job: until all threads have come here. Meanwhile a thread asks for what it will read next: memory would be
     // idle otherwise, and what is asked for lies in the second cache then.
@@ -51,6 +64,13 @@ public:
 
 private:
     void serve(int thread);
+    std::atomic<int64_t>& taken(int owner, int list) { return taken_[(int64_t)owner * lists_ + list]; }
+
+    template <typename Work>
+    void take(int owner, int list, int64_t n, const Work& work) {
+        const int64_t begin = stretch(owner, n), count = stretch(owner + 1, n) - begin;
+        for (int64_t i; (i = taken(owner, list).fetch_add(1, std::memory_order_relaxed)) < count;) work(begin + i);
+    }
 
     const int size_;
     std::vector<std::thread> threads_;
