@@ -1,6 +1,7 @@
 """What every result says of where it came from: the command, the revision and the processor."""
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,5 +30,5 @@ def command() -> str:
     """The command that runs, but for where it writes, which changes no result; of files elsewhere their names alone."""
     words = sys.argv[1:]
     kept = [w for before, w in zip(["", *words], words) if not {"--out", "--into"} & {before, w}]
-    kept = [f"PATH/{Path(w).name}" if w.startswith("/") else w for w in kept]
+    kept = [re.sub(r"(^|=)/.*", lambda found: f"{found[1]}PATH/{Path(w).name}", w) for w in kept]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
