@@ -30,5 +30,5 @@ def command() -> str:
     """The command that runs, but for where it writes, which changes no result; of files elsewhere their names alone."""
     words = sys.argv[1:]
     kept = [w for before, w in zip(["", *words], words) if not {"--out", "--into"} & {before, w}]
-    kept = [re.sub(r"(^|=)/.*", lambda found: f"{found[1]}PATH/{Path(w).name}", w) for w in kept]
+    kept = [re.sub(r"(^|=)/.*/", r"\1PATH/", w) for w in kept]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
