@@ -26,13 +26,13 @@ static void check(const char* ops, const char* what, const std::vector<float>& a
 static std::vector<float> product(const Ops& ops, const Matrix& w, const std::vector<float>& x, int64_t tokens) {
     Activations a;
     a.integer = w.integer(), a.brain = w.kind == BRAIN, a.tokens = tokens, a.steps = w.steps();
-    a.group = a.integer ? w.group : 0, a.groups = a.integer ? w.groups() : 0;
+    a.group = a.integer ? w.group : 0, a.groups = a.integer ? w.groups() : 0, a.wide = w.wide();
     a.tile = a.integer ? ops.tile_integers : ops.tile_floats;
     std::vector<uint32_t> data(tokens * a.steps);
     std::vector<float> scales(tokens * a.groups), y(tokens * up(w.rows, CHUNK));
     std::vector<int32_t> sums(tokens * a.groups);
     a.data = data.data(), a.scales = scales.data(), a.sums = sums.data();
-    for (int64_t t = 0; t < a.tiles(); t++) ops.prepare(a, t, x.data(), w.columns, w.columns, nullptr, 0);
+    for (int64_t t = 0; t < a.tiles(); t++) ops.prepare(a, t, x.data(), w.columns, w.columns, nullptr, 0, nullptr);
     ops.multiply(w, 0, w.chunks(), a, y.data(), up(w.rows, CHUNK), false);
     return y;
 }
