@@ -395,7 +395,8 @@ def test_closing_ends_the_process():
     sandbox = Sandbox().start()
     process = sandbox._process
     sandbox.close()
-    assert process.returncode == -signal.SIGKILL
+    # It also ends by itself, once nobody can write to it: either may be first.
+    assert process.returncode in (0, -signal.SIGKILL)
 
 
 def test_threads_share_one_sandbox(sandbox):
