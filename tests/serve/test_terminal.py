@@ -76,6 +76,7 @@ def _take_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in a shell's background inherits an ignored Ctrl-C
 
 
 @pytest.fixture
