@@ -1,5 +1,6 @@
 """The runner over the C++ kernels beside the reference runner: from memory, and from a checkpoint of every format."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +49,29 @@ def test_logits_are_the_references(tied):
     again = TorchRunner(model, blocks=12)
     again.forward(spans())
     assert difference(runner.forward(more), again.forward(more)) < 1e-5
+
+
+@pytest.mark.parametrize("numbers", ["float32", "bfloat16", "int4"])
+def test_logits_have_the_same_bits_however_many_are_wanted(checkpoint, tmp_path, numbers):
+    if numbers == "int4":
+        path = quantise(QuantConfig(bits=4, group_size=32), checkpoint[0], out=tmp_path / "small").path
+        runner = open_runner(path, choice="native", cache_bytes=1 << 22)
+    else:
+        runner = NativeRunner.of(deepcopy(checkpoint[1]).to(getattr(torch, numbers)), threads=2, blocks=12)
+    asked, following = spans(), [Span([3], 41, [3, 1, 4], 1), Span([4], 19, [9, 2], 1)]
+    counts = [len(span.tokens) for span in asked]
+
+    def read(wanted: list[int]) -> tuple[list[np.ndarray], np.ndarray]:
+        runner.forget()
+        rows = runner.forward([replace(span, wanted=n) for span, n in zip(asked, wanted, strict=True)])
+        return np.split(rows, np.cumsum(wanted)[:-1]), runner.forward(following)
+
+    whole, next_logits = read(counts)
+    for wanted in ([1, 1, 1], [0, 1, 0], [0, 0, 0], [7, 0, 1], [41, 2, 0]):
+        some, same = read(wanted)
+        assert np.array_equal(same, next_logits)
+        for rows, all_rows in zip(some, whole, strict=True):
+            assert np.array_equal(rows, all_rows[len(all_rows) - len(rows) :])
 
 
 def test_a_copied_block_reads_as_its_source():

@@ -22,15 +22,13 @@ namespace puna {
 
 // States that become logits together.
 struct Ends {
-    std::vector<int64_t> rows, places;  // which of the batch's tokens; which row of the result
+    std::vector<int64_t> places;        // which of all states that do, and so which row of the result
     std::vector<float> states, logits;  // (rows, dim); (rows, stride), unless they go straight to their place
     int64_t stride = 0;
     bool direct = false;
 
-    void add(int64_t row, int64_t place) { rows.push_back(row), places.push_back(place); }
-
     void reserve(int64_t dim, int64_t vocabulary, int64_t all) {
-        const int64_t n = (int64_t)rows.size();
+        const int64_t n = (int64_t)places.size();
         stride = up(vocabulary, CHUNK);
         direct = stride == vocabulary && n == all;
         states.resize(n * dim), logits.resize(direct ? 0 : n * stride);

@@ -4,7 +4,8 @@
 //                     norm, quantise   silu(w1 x) w3 x                                    | quantise, w2, add
 //   at the end        norm, quantise   output, of the rows that are wanted                         head.h
 //
-// A bar is where threads wait for each other. A lone token's activations are quantised by every thread for itself,
+// A bar is where threads wait for each other. Of the last layer, tokens that no logits come from only need keys and values;
+// from there on the pass is one of the others alone. A lone token's activations are quantised by every thread for itself,
 // which is faster than to wait for one of them; and its w1 x and w3 x are made one after the other, with a bar before they
 // are joined, so that each matrix is one stream.
 
@@ -38,6 +39,7 @@ struct Model::Pass {
     Workspace& space;
     int64_t tokens;
     int64_t dim, ffn, q_rows, kv_rows, mixed_rows;  // padded to chunks: q | k | v side by side in `mixed`
+    bool cached = false;  // whether the cache has the tokens' keys and values of this layer
 
     const Shape& shape() const { return model.shape; }
 
@@ -134,16 +136,18 @@ struct Model::Pass {
         model.team.wait();
     }
 
-    void turn_and_cache(int64_t layer, int64_t token, const Span& span, int64_t head) {
+    // The heads of queries that read one head of keys and values.
+    void turn(int64_t token, int64_t head) {
         const int64_t E = shape().width, G = shape().heads / shape().kv_heads;
         float* row = space.mixed.data() + token * mixed_rows;
-        const float* turns = space.turns.data() + 2 * token * E;
-        for (int64_t g = 0; g < G; g++) ops.rotate(row + (head * G + g) * E, turns, E);
-        float* k = row + q_rows + head * E;
-        ops.rotate(k, turns, E);
-        const int64_t position = span.start + token - span.first;
-        ops.write(cache, layer, head, span.blocks[position / 16], (int)(position % 16), k,
-                  row + q_rows + kv_rows + head * E);
+        for (int64_t g = 0; g < G; g++) ops.rotate(row + (head * G + g) * E, space.turns.data() + 2 * token * E, E);
+    }
+
+    void cache_one(int64_t layer, int64_t token, const Span& span, int64_t head) {
+        const int64_t E = shape().width, position = span.start + token - span.first;
+        float* k = space.mixed.data() + token * mixed_rows + q_rows + head * E;
+        ops.rotate(k, space.turns.data() + 2 * token * E, E);
+        ops.write(cache, layer, head, span.blocks[position / 16], (int)(position % 16), k, k + kv_rows);
     }
 
     void attend(int thread, int64_t layer, const Span& span, int64_t head, int64_t from, int64_t to) {
@@ -151,65 +155,76 @@ struct Model::Pass {
                     space.attended.data(), q_rows, space.scratch[thread].data()});
     }
 
-    void attention(int thread, int& list, int64_t layer) {
-        constexpr int64_t TOKENS = 32;  // queries of a span that are one piece of work
-        const int64_t heads = shape().kv_heads;
-        bool single = true;
-        int64_t pieces = 0;
-        for (const Span& span : spans) single &= span.count == 1, pieces += (span.count + TOKENS - 1) / TOKENS;
-        const auto piece = [&](int64_t p, const auto& work) {  // the p-th of all pieces
-            for (const Span& span : spans) {
-                const int64_t n = (span.count + TOKENS - 1) / TOKENS;
-                if (p < n) return work(span, p * TOKENS, std::min(span.count, (p + 1) * TOKENS));
-                p -= n;
-            }
-        };
-        const int caching = list++, attending = list++;
-        if (single) {
-            model.team.each(thread, caching, pieces * heads, [&](int64_t i) {
-                const Span& span = spans[i / heads];
-                turn_and_cache(layer, span.first, span, i % heads);
-                attend(thread, layer, span, i % heads, 0, 1);
-            });
-        } else {
-            model.team.each(thread, caching, pieces * heads, [&](int64_t i) {
-                piece(i / heads, [&](const Span& span, int64_t from, int64_t to) {
-                    for (int64_t t = from; t < to; t++) turn_and_cache(layer, span.first + t, span, i % heads);
-                });
-            });
-            model.team.wait();
-            model.team.each(thread, attending, pieces * heads, [&](int64_t i) {
-                const int64_t late = pieces - 1 - i / heads;  // the longest first
-                piece(late, [&](const Span& span, int64_t from, int64_t to) {
-                    attend(thread, layer, span, i % heads, from, to);
-                });
-            });
+    // Queries of a span that are one piece of work.
+    static constexpr int64_t TOGETHER = 32;
+    static int64_t pieces(const Span& span) { return (span.count + TOGETHER - 1) / TOGETHER; }
+    int64_t pieces() const {
+        int64_t n = 0;
+        for (const Span& span : spans) n += pieces(span);
+        return n;
+    }
+    template <typename Work>
+    void piece(int64_t p, const Work& work) {  // the p-th of all pieces
+        for (const Span& span : spans) {
+            const int64_t n = pieces(span);
+            if (p < n) return work(span, p * TOGETHER, std::min(span.count, (p + 1) * TOGETHER));
+            p -= n;
         }
+    }
+
+    void fill_cache(int thread, int& list, int64_t layer) {
+        const int64_t heads = shape().kv_heads;
+        model.team.each(thread, list++, pieces() * heads, [&](int64_t i) {
+            piece(i / heads, [&](const Span& span, int64_t from, int64_t to) {
+                for (int64_t t = span.first + from; t < span.first + to; t++) cache_one(layer, t, span, i % heads);
+            });
+        });
+        model.team.wait();
+    }
+
+    void attention(int thread, int& list, int64_t layer) {
+        const int64_t heads = shape().kv_heads, all = pieces();
+        const bool single = all == tokens;  // one token of each sequence: nobody else's query reads its key
+        if (!single && !cached) fill_cache(thread, list, layer);
+        model.team.each(thread, list++, all * heads, [&](int64_t i) {
+            const int64_t late = all - 1 - i / heads;  // the longest first
+            piece(late, [&](const Span& span, int64_t from, int64_t to) {
+                for (int64_t t = span.first + from; t < span.first + to; t++) turn(t, i % heads);
+                if (single && !cached) cache_one(layer, span.first, span, i % heads);
+                attend(thread, layer, span, i % heads, from, to);
+            });
+        });
         wait(thread, *model.layers[layer][WO]);
     }
 
     void layer(int thread, int& list, int64_t index) {
         const auto& w = model.layers[index];
-        const auto& norms = model.norms[index];
+        const float* norm = model.norms[index][0].data();
         float* x = space.x.data();
         float* mixed = space.mixed.data();
 
-        auto in = lay<3>(thread, list, x, dim, tokens, norms[0].data(), {w[WQ], w[WK], w[WV]});
+        auto in = lay<3>(thread, list, x, dim, tokens, norm, {w[WQ], w[WK], w[WV]});
         multiply(thread, list, {{*w[WQ], *in[0], mixed, mixed_rows},
                                 {*w[WK], *in[1], mixed + q_rows, mixed_rows},
                                 {*w[WV], *in[2], mixed + q_rows + kv_rows, mixed_rows}});
-        adapt(thread, list, index, WQ, x, dim, norms[0].data(), mixed, mixed_rows);
-        adapt(thread, list, index, WK, x, dim, norms[0].data(), mixed + q_rows, mixed_rows);
-        adapt(thread, list, index, WV, x, dim, norms[0].data(), mixed + q_rows + kv_rows, mixed_rows);
+        adapt(thread, list, index, WQ, x, dim, norm, mixed, mixed_rows);
+        adapt(thread, list, index, WK, x, dim, norm, mixed + q_rows, mixed_rows);
+        adapt(thread, list, index, WV, x, dim, norm, mixed + q_rows + kv_rows, mixed_rows);
         wait(thread, *w[WO]);
-
         attention(thread, list, index);
+        rest(thread, list, index);
+    }
+
+    // What follows attention.
+    void rest(int thread, int& list, int64_t index) {
+        const auto& w = model.layers[index];
+        float* x = space.x.data();
         auto mid = lay<1>(thread, list, space.attended.data(), q_rows, tokens, nullptr, {w[WO]});
         multiply(thread, list, *w[WO], *mid[0], x, dim, true);
         adapt(thread, list, index, WO, space.attended.data(), q_rows, nullptr, x, dim);
         wait(thread, *w[W1]);
 
-        auto up = lay<2>(thread, list, x, dim, tokens, norms[1].data(), {w[W1], w[W3]});
+        auto up = lay<2>(thread, list, x, dim, tokens, model.norms[index][1].data(), {w[W1], w[W3]});
         float* lifted = space.lifted.data();
         feed(thread, list, index, up, lifted);
         wait(thread, *w[W2]);
@@ -217,6 +232,45 @@ struct Model::Pass {
         multiply(thread, list, *w[W2], *down[0], x, dim, true);
         adapt(thread, list, index, W2, lifted, ffn, nullptr, x, dim);
         wait(thread, index + 1 < shape().layers ? *model.layers[index + 1][WQ] : *model.output);
+    }
+
+    // Keys and values of all tokens; all else of `few`, a pass of the tokens `rows`, which move to the front.
+    void last_layer(int thread, int& list, int64_t index, Pass& few, const std::vector<int64_t>& rows) {
+        const auto& w = model.layers[index];
+        const float* norm = model.norms[index][0].data();
+        float* x = space.x.data();
+        float* mixed = space.mixed.data();
+
+        auto in = lay<2>(thread, list, x, dim, tokens, norm, {w[WK], w[WV]});
+        multiply(thread, list, {{*w[WK], *in[0], mixed + q_rows, mixed_rows},
+                                {*w[WV], *in[1], mixed + q_rows + kv_rows, mixed_rows}});
+        adapt(thread, list, index, WK, x, dim, norm, mixed + q_rows, mixed_rows);
+        adapt(thread, list, index, WV, x, dim, norm, mixed + q_rows + kv_rows, mixed_rows);
+        wait(thread, *w[WQ]);
+        fill_cache(thread, list, index);
+        if (rows.empty()) return;
+        if (thread == 0)
+            for (int64_t i = 0; i < few.tokens; i++) {  // each comes from no place before its own
+                memmove(x + i * dim, x + rows[i] * dim, dim * sizeof(float));
+                float* turns = space.turns.data();
+                const int64_t n = 2 * shape().width;
+                memmove(turns + i * n, turns + rows[i] * n, n * sizeof(float));
+            }
+        model.team.wait();
+        few.queries(thread, list, index);
+        few.rest(thread, list, index);
+    }
+
+    void queries(int thread, int& list, int64_t index) {
+        const Matrix& w = *model.layers[index][WQ];
+        const float* norm = model.norms[index][0].data();
+        float* x = space.x.data();
+        float* mixed = space.mixed.data();
+        auto in = lay<1>(thread, list, x, dim, tokens, norm, {&w});
+        multiply(thread, list, w, *in[0], mixed, mixed_rows, false);
+        adapt(thread, list, index, WQ, x, dim, norm, mixed, mixed_rows);
+        wait(thread, *model.layers[index][WO]);
+        attention(thread, list, index);
     }
 
     void feed(int thread, int& list, int64_t index, const std::array<const Activations*, 2>& in, float* lifted) {
@@ -245,9 +299,9 @@ struct Model::Pass {
 
     // From the states at `ends` to their rows of logits in `out`.
     void head(int thread, int& list, Ends& ends, bool screened, float* out) {
-        const int64_t n = (int64_t)ends.rows.size();
+        const int64_t n = (int64_t)ends.places.size();
         model.team.each(thread, list++, n, [&](int64_t r) {
-            memcpy(ends.states.data() + r * dim, space.x.data() + ends.rows[r] * dim, dim * sizeof(float));
+            memcpy(ends.states.data() + r * dim, space.x.data() + ends.places[r] * dim, dim * sizeof(float));
         });
         model.team.wait();
         float* y = ends.direct ? out : ends.logits.data();
@@ -267,7 +321,7 @@ struct Model::Pass {
     void screen(int thread, int& list, const Ends& ends, const Activations& last, float* y) {
         const Matrix& w = *model.output;
         const Matrix upper = w.upper();
-        const int64_t n = (int64_t)ends.rows.size(), blocks = 4 * w.chunks();
+        const int64_t n = (int64_t)ends.places.size(), blocks = 4 * w.chunks();
         model.team.each(thread, list++, w.chunks(), [&](int64_t c) {
             ops.multiply(upper, c, c + 1, last, y, ends.stride, false);
             for (int64_t r = 0; r < n; r++)
@@ -307,13 +361,19 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
     Pass pass{*this, ops, cache, spans, nullptr, space, 0, up(shape.dim, CHUNK), up(shape.ffn, CHUNK),
               up(shape.heads * shape.width, CHUNK), up(shape.kv_heads * shape.width, CHUNK), 0};
     Ends whole, best;
-    int64_t places = 0;
+    std::vector<int64_t> rows;  // of the tokens that end in logits
+    std::vector<Span> ends;     // of the same
     for (size_t s = 0; s < spans.size(); s++) {
+        const int64_t before = spans[s].count - wanted[s];
+        ends.push_back({(int64_t)rows.size(), wanted[s], spans[s].start + before, spans[s].blocks});
         pass.tokens += spans[s].count;
-        Ends& ends = screened[s] && output->kind == SPLIT && !hidden ? best : whole;
-        for (int64_t i = spans[s].count - wanted[s]; i < spans[s].count; i++) ends.add(spans[s].first + i, places++);
+        for (int64_t i = 0; i < wanted[s]; i++) {
+            (screened[s] && output->kind == SPLIT && !hidden ? best : whole).places.push_back((int64_t)rows.size());
+            rows.push_back(spans[s].first + before + i);
+        }
         if (adapter[s] >= 0) pass.adapter = adapter;
     }
+    const int64_t places = (int64_t)rows.size();
     Laid::grow(space.positions, pass.tokens);
     for (const Span& span : spans)
         for (int64_t i = 0; i < span.count; i++) space.positions[span.first + i] = span.start + i;
@@ -321,14 +381,16 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
     const int64_t n = pass.tokens, dim = pass.dim, E = shape.width;
     Laid::grow(space.x, n * dim), Laid::grow(space.mixed, n * pass.mixed_rows);
     Laid::grow(space.attended, n * pass.q_rows), Laid::grow(space.lifted, n * pass.ffn);
+    Pass few{*this, ops, cache, ends, pass.adapter, space, places, dim, pass.ffn, pass.q_rows, pass.kv_rows,
+             pass.mixed_rows, true};
     bool apart = pass.adapter || n == 1;
     for (const auto& w : layers) apart |= w[W1]->integer() != w[W3]->integer();
-    Laid::grow(space.turns, 2 * n * E), Laid::grow(space.other, apart ? n * pass.ffn : 0);
+    Laid::grow(space.turns, 2 * n * E), Laid::grow(space.other, (apart ? n : places == 1) * pass.ffn);
     for (auto& scratch : space.scratch) Laid::grow(scratch, ops.attend_scratch(E));
     for (Ends* ends : {&whole, &best}) ends->reserve(dim, hidden ? 0 : shape.vocabulary, places);
-    space.screen.reserve((int64_t)best.rows.size(), up(shape.vocabulary, CHUNK) / LANES);
+    space.screen.reserve((int64_t)best.places.size(), up(shape.vocabulary, CHUNK) / LANES);
 
-    team.run((int)shape.layers * 26 + 20, [&](int thread) {
+    team.run((int)shape.layers * 26 + 30, [&](int thread) {
         int list = 0;
         team.each(thread, list++, n, [&](int64_t t) {
             float* x = space.x.data() + t * dim;
@@ -342,15 +404,18 @@ void Model::forward(const Cache& cache, const std::vector<Span>& spans, const in
             }
         });
         team.wait();
-        for (int64_t l = 0; l < shape.layers; l++) pass.layer(thread, list, l);
+        for (int64_t l = 0; l < shape.layers; l++) {
+            if (l + 1 == shape.layers && few.tokens < pass.tokens) pass.last_layer(thread, list, l, few, rows);
+            else pass.layer(thread, list, l);
+        }
         if (hidden) {
             team.each(thread, list++, places, [&](int64_t r) {
-                ops.rms_norm(space.x.data() + whole.rows[r] * dim, last_norm.data(), shape.eps, shape.dim, out + r * shape.dim);
+                ops.rms_norm(space.x.data() + whole.places[r] * dim, last_norm.data(), shape.eps, shape.dim, out + r * shape.dim);
             });
             return;
         }
         for (Ends* ends : {&whole, &best})
-            if (!ends->rows.empty()) pass.head(thread, list, *ends, ends == &best, out);
+            if (!ends->places.empty()) pass.head(thread, list, *ends, ends == &best, out);
     });
 }
 
