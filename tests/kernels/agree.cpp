@@ -26,7 +26,7 @@ static void check(const char* ops, const char* what, const std::vector<float>& a
 static std::vector<float> product(const Ops& ops, const Matrix& w, const std::vector<float>& x, int64_t tokens) {
     Activations a;
     a.integer = w.integer(), a.brain = w.kind == BRAIN, a.tokens = tokens, a.steps = w.steps();
-    a.group = a.integer ? w.group : 0, a.groups = a.integer ? w.groups() : 0, a.wide = w.wide();
+    a.group = a.integer ? w.group : 0, a.groups = a.integer ? w.groups() : 0, a.wide = w.wide(), a.bias = w.bias();
     a.tile = a.integer ? ops.tile_integers : ops.tile_floats;
     std::vector<uint32_t> data(tokens * a.steps);
     std::vector<float> scales(tokens * a.groups), y(tokens * up(w.rows, CHUNK));

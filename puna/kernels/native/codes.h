@@ -28,7 +28,7 @@ using namespace puna;
 constexpr int64_t LEAD = 5 * 1024;
 
 constexpr bool bytes_of(Kind kind) { return kind == INT8 || kind == SPLIT || kind == UPPER; }  // multiplied as 8-bit codes
-constexpr int bias_of(Kind kind) { return bytes_of(kind) ? BIAS8 : kind == INT4 ? 8 : 32; }
+constexpr bool biased(Kind kind) { return !bytes_of(kind) || BIAS8; }  // whether the surplus is in the dot products
 constexpr int unit_bytes(Kind kind) { return kind == INT8 ? 256 : kind == INT6 ? 192 : 128; }  // four steps of 16 rows
 
 template <Kind KIND>
@@ -80,6 +80,7 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
     const uint32_t* x = a.data + t * a.tile * a.steps;
     const float* scales = a.scales + t * a.tile * groups;
     const int32_t* sums = a.sums + t * a.tile * groups;
+    constexpr float unbias = -1.0f / (float)bias_of(KIND);
     const uint8_t* codes = w.data + b0 * block;
     const uint8_t* lower = KIND == SPLIT ? w.lower(b0) : nullptr;
     const uint8_t* line = codes;
@@ -95,7 +96,7 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
         else line += 2 * LANES;
         I s[B][M];
         for (int m = 0; m < M; m++) {
-            const I start = bias_of(KIND) ? isplat(sums[m] * (bias_of(KIND) / 8)) : izero();
+            const I start = biased(KIND) ? isplat(sums[m]) : izero();
             for (int b = 0; b < B; b++) s[b][m] = start;
         }
         for (int64_t unit = 0; unit < units; unit++, codes += unit_bytes(KIND), x += 4 * M) {
@@ -116,7 +117,7 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
         if constexpr (OFFSETS) {
             for (int b = 0; b < B; b++) scale[b] = half((const uint16_t*)(line + b * block) + LANES);
             for (int m = 0; m < M; m++) {
-                const F token = splat((KIND == INT4 ? 1.0f : scales[m]) * (float)sums[m] * -0.125f);
+                const F token = splat((KIND == INT4 ? 1.0f : scales[m]) * (float)sums[m] * unbias);
                 for (int b = 0; b < B; b++) y[b][m] = fma(scale[b], token, y[b][m]);
             }
         }
@@ -146,6 +147,7 @@ INLINE F block_times_token(const Matrix& w, int64_t b, const Activations& a, int
     const uint32_t* x = a.data + t * a.tile * a.steps;
     const float* scales = a.scales + t * a.tile * groups;
     const int32_t* sums = a.sums + t * a.tile * groups;
+    constexpr float unbias = -1.0f / (float)bias_of(KIND);
     const uint8_t* codes = w.data + b * w.block_bytes(groups);
     const uint8_t* lower = KIND == SPLIT ? w.lower(b) : nullptr;
     const uint8_t* line = codes;
@@ -154,7 +156,7 @@ INLINE F block_times_token(const Matrix& w, int64_t b, const Activations& a, int
     for (int64_t g = 0; g < groups; g++) {
         if (OFFSETS || g % 2 == 0) line = codes, ask_now(line + LEAD), codes += 64;
         else line += 2 * LANES;
-        I s = bias_of(KIND) ? isplat(sums[g] * (bias_of(KIND) / 8)) : izero(), other = izero();
+        I s = biased(KIND) ? isplat(sums[g]) : izero(), other = izero();
         for (int64_t unit = 0; unit < units; unit++, codes += unit_bytes(KIND), x += 4) {
             for (int i = 0; i < unit_bytes(KIND); i += 64) ask_now(codes + LEAD + i);
             I even, odd;
@@ -168,7 +170,7 @@ INLINE F block_times_token(const Matrix& w, int64_t b, const Activations& a, int
         F& onto = KIND == INT4 ? part : y;
         onto = fma(to_float(iadd(s, other)), KIND == INT4 ? scale : mul(scale, splat(scales[g])), onto);
         if constexpr (OFFSETS) {
-            const float token = (KIND == INT4 ? 1.0f : scales[g]) * (float)sums[g] * -0.125f;
+            const float token = (KIND == INT4 ? 1.0f : scales[g]) * (float)sums[g] * unbias;
             onto = fma(half((const uint16_t*)line + LANES), splat(token), onto);
         }
         if constexpr (KIND == INT4) {

@@ -344,7 +344,7 @@ API void puna_multiply(Team* team, const Matrix* w, const float* x, int64_t toke
     Activations a;
     a.integer = w->integer(), a.brain = w->kind == BRAIN, a.tokens = tokens, a.steps = w->steps();
     a.group = a.integer ? w->group : 0, a.groups = a.integer ? w->groups() : 0;
-    a.wide = w->wide();
+    a.wide = w->wide(), a.bias = w->bias();
     a.tile = tile_for(tokens, a.integer ? ops.tile_integers : ops.tile_floats);
     std::vector<uint32_t> data(tokens * a.steps);
     std::vector<float> scales(tokens * a.groups);

@@ -23,7 +23,7 @@
 //
 // The activations that meet it are laid out by tiles of a few tokens: [step][token of the tile][4 bytes], so that one
 // load can spread a token's step over all lanes. For integers they are quantised in the weights' groups, with a scale
-// for each group, and -8 times the sum of its codes, which takes the surplus of the weights' codes off: [group][token].
+// for each group, and the sum of its codes times -bias, which takes the surplus of the weights' codes off: [group][token].
 // Those that meet 4-bit codes have one scale for all groups within WIDE columns: their rounding is lost in the weights'.
 
 #pragma once
@@ -87,6 +87,9 @@ struct Odd {
 };
 constexpr int64_t HEAD = sizeof(PackedHead), PACKED_STEP = 192;
 
+// What is added to codes of a kind where they are stored without sign; those of 8 bits are 128 more.
+constexpr int bias_of(Kind kind) { return kind == INT4 ? 8 : kind == INT6 ? 32 : 128; }
+
 struct Matrix {
     Kind kind = FLOAT;
     bool offsets = false, packed = false;
@@ -97,6 +100,7 @@ struct Matrix {
     bool of_file = false;
 
     bool integer() const { return kind >= INT8; }
+    int bias() const { return bias_of(kind); }
     int64_t chunks() const { return up(rows, CHUNK) / CHUNK; }
     int64_t groups() const { return up(columns, group) / group; }
     int64_t steps() const {
@@ -135,6 +139,7 @@ struct Matrix {
 struct Activations {
     bool integer = false, brain = false;
     int64_t tokens = 0, steps = 0, group = 0, groups = 0, wide = 1;
+    int bias = 0;               // of the weights' codes
     int tile = 1;               // tokens of a tile; the last one may have fewer
     uint32_t* data = nullptr;   // tile t begins at t * tile * steps
     float* scales = nullptr;    // at t * tile * groups

@@ -201,7 +201,7 @@ INLINE void quantise(const float* x, Activations& a, int64_t t, int m, int8_t* b
                 store_bytes(bytes + i, codes);
             }
             scales[g * size] = most / 127.0f;
-            sums[g * size] = -8 * isum(s);
+            sums[g * size] = -a.bias * isum(s);
         }
     }
     for (int64_t i = 0; i < a.steps; i++) memcpy(out + i * size, bytes + 4 * i, 4);

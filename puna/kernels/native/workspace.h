@@ -21,7 +21,7 @@ struct Laid {
         a.integer = w.integer(), a.brain = w.kind == BRAIN;
         a.tokens = tokens, a.steps = w.steps();
         a.group = a.integer ? w.group : 0, a.groups = a.integer ? w.groups() : 0;
-        a.wide = w.wide();
+        a.wide = w.wide(), a.bias = w.bias();
         a.tile = tile_for(tokens, a.integer ? ops.tile_integers : ops.tile_floats);
         grow(data, tokens * a.steps), grow(scales, tokens * a.groups), grow(sums, tokens * a.groups);
         a.data = data.data(), a.scales = scales.data(), a.sums = sums.data();
@@ -35,7 +35,7 @@ struct Laid {
 
 inline bool alike(const Matrix& a, const Matrix& b) {  // whether they read the same activations
     if (a.integer() != b.integer() || a.columns != b.columns) return false;
-    return a.integer() ? a.group == b.group && a.wide() == b.wide() : a.kind == b.kind;
+    return a.integer() ? a.group == b.group && a.wide() == b.wide() && a.bias() == b.bias() : a.kind == b.kind;
 }
 
 struct Workspace {
