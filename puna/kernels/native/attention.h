@@ -15,6 +15,7 @@
 #pragma once
 #include "matrix.h"
 #include "simd.h"
+#include "weave.h"
 
 namespace PUNA_NAMESPACE {
 using namespace puna;
@@ -200,23 +201,21 @@ INLINE void collect(const Rows& r, const uint8_t* const values[4], int blocks, i
         for (int v = 0; v < VECS; v++) store(r.sums + m * width + at + 16 * v, s[m][v]);
 }
 
-template <Kind KIND, int M>
-INLINE void lay_out(Rows& r, int m, const float* q, int64_t width) {
+// Row m's query, as it meets the keys.
+template <Kind KIND>
+INLINE void to_keys(Rows& r, int m, const float* q, int64_t width, void* to) {
     const float factor = 1.0f / std::sqrt((float)width);
     if constexpr (KIND == INT8) {
-        int8_t codes[1024];
-        r.q_scale[m] = to_codes(q, width, codes) * factor;
+        const int8_t* codes = (int8_t*)to;
+        r.q_scale[m] = to_codes(q, width, (int8_t*)to) * factor;
         r.q_sum[m] = 0;
         for (int64_t i = 0; i < width; i++) r.q_sum[m] += codes[i];
-        for (int64_t i = 0; i < width / 4; i++) memcpy(r.q + i * M + m, codes + 4 * i, 4);
-    } else if constexpr (KIND == BRAIN) {
-        alignas(64) uint32_t pairs[LANES / 2];
-        for (int64_t i = 0; i < width; i += LANES) {
-            store_brain((uint16_t*)pairs, mul(load(q + i), splat(factor)));
-            for (int64_t j = 0; j < LANES / 2; j++) r.q[(i / 2 + j) * M + m] = pairs[j];
-        }
     } else {
-        for (int64_t i = 0; i < width; i++) ((float*)r.q)[i * M + m] = q[i] * factor;
+        for (int64_t i = 0; i < width; i += LANES) {
+            const F x = mul(load(q + i), splat(factor));
+            if constexpr (KIND == BRAIN) store_brain((uint16_t*)to + i, x);
+            else store((float*)to + i, x);
+        }
     }
 }
 
@@ -224,14 +223,17 @@ INLINE void lay_out(Rows& r, int m, const float* q, int64_t width) {
 template <Kind KIND, int M>
 INLINE void begin(const Attend& a, int64_t row, Rows& r) {
     const int64_t E = a.cache->width, G = a.heads / a.cache->heads;
+    const int64_t steps = KIND == FLOAT ? E : KIND == BRAIN ? E / 2 : E / 4;
+    uint32_t* const rows = (uint32_t*)r.sums;  // as wide, and not in use yet
     r.last = 0;
     for (int m = 0; m < M; m++) {
         const int64_t token = a.from + (row + m) / G, head = a.head * G + (row + m) % G;
-        lay_out<KIND, M>(r, m, a.q + (a.span.first + token) * a.q_stride + head * E, E);
+        to_keys<KIND>(r, m, a.q + (a.span.first + token) * a.q_stride + head * E, E, rows + m * steps);
         r.position[m] = a.span.start + token;
         r.most[m] = -INFINITE, store(r.total[m], zero());
         r.last = r.position[m] > r.last ? r.position[m] : r.last;
     }
+    weave<M>(rows, steps, steps, r.q);
     memset(r.sums, 0, M * E * sizeof(float));
 }
 

@@ -77,9 +77,9 @@ template <Kind KIND, bool OFFSETS, int B, int M, int UNITS>
 INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a, int64_t t, int64_t ahead, float* out) {
     const int64_t groups = a.groups, units = UNITS ? UNITS : w.group / 16, block = w.block_bytes(groups);
     const int64_t lower_block = KIND == SPLIT ? groups * w.group_bytes() : 0;
-    const uint32_t* x = a.data + t * a.tile * a.steps;
-    const float* scales = a.scales + t * a.tile * groups;
-    const int32_t* sums = a.sums + t * a.tile * groups;
+    const uint32_t* x = a.data + a.start(t) * a.steps;
+    const float* scales = a.scales + a.start(t) * groups;
+    const int32_t* sums = a.sums + a.start(t) * groups;
     constexpr float unbias = -1.0f / (float)bias_of(KIND);
     const uint8_t* codes = w.data + b0 * block;
     const uint8_t* lower = KIND == SPLIT ? w.lower(b0) : nullptr;
@@ -144,9 +144,9 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
 template <Kind KIND, bool OFFSETS>
 INLINE F block_times_token(const Matrix& w, int64_t b, const Activations& a, int64_t t) {
     const int64_t groups = a.groups, units = w.group / 16;
-    const uint32_t* x = a.data + t * a.tile * a.steps;
-    const float* scales = a.scales + t * a.tile * groups;
-    const int32_t* sums = a.sums + t * a.tile * groups;
+    const uint32_t* x = a.data + a.start(t) * a.steps;
+    const float* scales = a.scales + a.start(t) * groups;
+    const int32_t* sums = a.sums + a.start(t) * groups;
     constexpr float unbias = -1.0f / (float)bias_of(KIND);
     const uint8_t* codes = w.data + b * w.block_bytes(groups);
     const uint8_t* lower = KIND == SPLIT ? w.lower(b) : nullptr;

@@ -6,6 +6,7 @@
 #include "matrix.h"
 #include "packed.h"
 #include "simd.h"
+#include "weave.h"
 
 namespace PUNA_NAMESPACE {
 using namespace puna;
@@ -36,7 +37,7 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
         for (int b = 0; b < 4; b++) store(y + b * LANES, block_times_token<KIND, OFFSETS>(w, 4 * c + b, a, t));
     } else if constexpr (KIND >= INT8) {
         constexpr int B = blocks_for(M);
-        const bool last = (t + 1) * a.tile >= a.tokens && c + 1 < w.chunks();
+        const bool last = t + 1 == a.tiles() && c + 1 < w.chunks();
         const int64_t ahead = last ? 4 * w.block_bytes(a.groups) : 0;
         for (int b = 0; b < 4; b += B) {
             if (w.group == 32) blocks_times_tile<KIND, OFFSETS, B, M, 2>(w, 4 * c + b, a, t, ahead, y + b * LANES);
@@ -44,7 +45,7 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
         }
     } else {
         F r[M][4];
-        chunk_floats<KIND, M>(w.chunk(c), w.steps(), a.data + t * a.tile * a.steps, r);
+        chunk_floats<KIND, M>(w.chunk(c), w.steps(), a.data + a.start(t) * a.steps, r);
         for (int m = 0; m < M; m++)
             for (int v = 0; v < 4; v++) store(y + m * CHUNK + v * LANES, r[m][v]);
     }
@@ -53,7 +54,7 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
 template <int M>
 INLINE void packed_times_tile(const Matrix& w, int64_t c, const Activations& a, int64_t t, uint8_t* room, float* y) {
     F r[M][4];
-    const uint32_t* x = a.data + t * a.tile * a.steps;
+    const uint32_t* x = a.data + a.start(t) * a.steps;
     if (const uint8_t* plain = unpacked(w.chunk(c), a, t, room)) chunk_floats<BRAIN, M>(plain, a.steps, x, r);
     else chunk_packed<M>(w.chunk(c), a.steps, x, r);
     for (int m = 0; m < M; m++)
@@ -116,6 +117,12 @@ inline uint8_t* room_for(const Matrix& w, const Activations& a, int which) {
     return room.data;
 }
 
+// Where a chunk's results of tile t will go, y (tokens, stride): asked for before they are computed.
+INLINE void expect(const Activations& a, int64_t t, int64_t c, float* y, int64_t stride) {
+    for (int64_t token = a.start(t); token < a.start(t + 1); token++)
+        for (int v = 0; v < CHUNK; v += LANES) __builtin_prefetch(y + token * stride + c * CHUNK + v, 1);
+}
+
 inline void multiply(const Matrix& w, int64_t from, int64_t to, const Activations& a, float* y, int64_t stride,
                      bool add_to) {
     alignas(64) float part[TILE_Q * CHUNK];
@@ -123,9 +130,11 @@ inline void multiply(const Matrix& w, int64_t from, int64_t to, const Activation
     for (int64_t c = from; c < to; c++) {
         for (int64_t t = 0; t < a.tiles(); t++) {
             const int size = a.size(t);
+            const int64_t first = a.start(t);
+            expect(a, t, c, y, stride);
             product_of(w, size)(w, c, a, t, room, part);
             for (int m = 0; m < size; m++) {
-                float* row = y + (t * a.tile + m) * stride + c * CHUNK;
+                float* row = y + (first + m) * stride + c * CHUNK;
                 for (int v = 0; v < CHUNK; v += LANES) {
                     const F r = load(part + m * CHUNK + v);
                     store(row + v, add_to ? add(load(row + v), r) : r);
@@ -152,11 +161,13 @@ inline void swiglu(const Matrix& w1, const Activations& x1, const Matrix& w3, co
     for (int64_t c = from; c < to; c++) {
         for (int64_t t = 0; t < x1.tiles(); t++) {
             const int size = x1.size(t);
+            const int64_t first = x1.start(t);
+            expect(x1, t, c, y, stride);
             product_of(w1, size)(w1, c, x1, t, room1, gate);
             product_of(w3, size)(w3, c, x3, t, room3, lift);
             for (int m = 0; m < size; m++)
                 for (int v = 0; v < CHUNK; v += LANES)
-                    store(y + (t * x1.tile + m) * stride + c * CHUNK + v,
+                    store(y + (first + m) * stride + c * CHUNK + v,
                           mul(silu(load(gate + m * CHUNK + v)), load(lift + m * CHUNK + v)));
         }
     }
@@ -180,64 +191,66 @@ inline void rms_norm(const float* x, const float* norm, float eps, int64_t colum
 }
 
 // Token m of tile t, as numbers (filled up with zeros to whole groups), as codes: round(x / scale), scale = largest / 127.
-// `bytes` has room for the codes. Of what is read soon four lines are asked for with each group.
-INLINE void quantise(const float* x, Activations& a, int64_t t, int m, int8_t* bytes, const uint8_t* soon) {
+// Of what is read soon four lines are asked for with each group.
+INLINE void quantise(const float* x, Activations& a, int64_t t, int m, int8_t* codes, const uint8_t* soon) {
+    constexpr int64_t BEFORE = 512;  // numbers that x is asked for before they are read: long rows come from far away
     const int size = a.size(t);
-    uint32_t* out = a.data + t * a.tile * a.steps + m;
-    float* scales = a.scales + t * a.tile * a.groups + m;
-    int32_t* sums = a.sums + t * a.tile * a.groups + m;
+    float* scales = a.scales + a.start(t) * a.groups + m;
+    int32_t* sums = a.sums + a.start(t) * a.groups + m;
     for (int64_t first = 0; first < a.groups; first += a.wide) {
         const int64_t end = first + a.wide < a.groups ? first + a.wide : a.groups;
         F top = zero();
-        for (int64_t i = first * a.group; i < end * a.group; i += LANES) top = max(top, abs(load(x + i)));
+        for (int64_t i = first * a.group; i < end * a.group; i += LANES) {
+            top = max(top, abs(load(x + i)));
+            ask_later(x + i + BEFORE);
+        }
         const float most = largest(top);
         const F inverse = splat(most > 0 ? 127.0f / most : 0.0f);
         for (int64_t g = first; g < end; g++) {
             for (int i = 0; soon && i < 4; i++, soon += 64) ask_later(soon);
             I s = izero();
             for (int64_t i = g * a.group; i < (g + 1) * a.group; i += LANES) {
-                const I codes = to_int(mul(load(x + i), inverse));
-                s = iadd(s, codes);
-                store_bytes(bytes + i, codes);
+                const I some = to_int(mul(load(x + i), inverse));
+                s = iadd(s, some);
+                store_bytes(codes + i, some);
             }
             scales[g * size] = most / 127.0f;
             sums[g * size] = -a.bias * isum(s);
         }
     }
-    for (int64_t i = 0; i < a.steps; i++) memcpy(out + i * size, bytes + 4 * i, 4);
+}
+
+INLINE void to_pairs(const float* x, int64_t columns, uint32_t* pairs) {
+    int64_t i = 0;
+    for (; i + LANES <= columns; i += LANES) store_brain((uint16_t*)pairs + i, load(x + i));
+    for (; i < columns; i += 2) pairs[i / 2] = to_brain(x[i]) | (uint32_t)to_brain(x[i + 1]) << 16;
 }
 
 inline void prepare(Activations& a, int64_t t, const float* x, int64_t stride, int64_t columns, const float* norm,
                     float eps, const uint8_t* soon) {
-    thread_local float* row = nullptr;
-    thread_local int64_t room = 0;
+    thread_local float* room = nullptr;
+    thread_local int64_t has = 0;
     const int64_t filled = a.integer ? a.groups * a.group : up(columns, 2);
-    if (room < filled + filled / 4 + LANES) {  // the numbers; behind them their codes
-        delete[] row;
-        row = new float[room = filled + filled / 4 + LANES];
-    }
+    const int64_t line = up(a.steps, LANES), first = a.start(t);
     const int size = a.size(t);
-    uint32_t* out = a.data + t * a.tile * a.steps;
+    if (has < up(filled, LANES) + size * line) {
+        delete[] room;
+        room = new float[has = up(filled, LANES) + size * line];
+    }
+    float* row = room;  // one token's numbers; behind them each token's steps
+    uint32_t* steps = (uint32_t*)(row + up(filled, LANES));
     for (int m = 0; m < size; m++) {
-        const float* from = x + (t * a.tile + m) * stride;
+        const float* from = x + (first + m) * stride;
         if (norm) rms_norm(from, norm, eps, columns, row);
         else if (columns < filled) memcpy(row, from, columns * sizeof(float));
         for (int64_t i = columns; i < filled; i++) row[i] = 0;
         if (norm || columns < filled) from = row;
-        if (a.integer) {
-            quantise(from, a, t, m, (int8_t*)(row + filled), soon);
-        } else if (a.brain) {
-            int64_t i = 0;
-            for (alignas(64) uint32_t pairs[LANES / 2]; i + LANES / 2 <= a.steps; i += LANES / 2) {
-                store_brain((uint16_t*)pairs, load(from + 2 * i));
-                for (int64_t j = 0; j < LANES / 2; j++) out[(i + j) * size + m] = pairs[j];
-            }
-            for (; i < a.steps; i++)
-                out[i * size + m] = to_brain(from[2 * i]) | (uint32_t)to_brain(from[2 * i + 1]) << 16;
-        } else {
-            for (int64_t i = 0; i < a.steps; i++) memcpy(out + i * size + m, from + i, 4);
-        }
+        uint32_t* to = steps + m * line;
+        if (a.integer) quantise(from, a, t, m, (int8_t*)to, soon);
+        else if (a.brain) to_pairs(from, filled, to);
+        else memcpy(to, from, a.steps * 4);
     }
+    weave_some<(TILE_Q > TILE_F ? TILE_Q : TILE_F)>(size, steps, line, a.steps, a.data + first * a.steps);
 }
 
 // One of four 6-bit codes, as it is stored, of a lane's byte in the three lines at `codes`.
