@@ -140,17 +140,13 @@ struct Activations {
     bool integer = false, brain = false;
     int64_t tokens = 0, steps = 0, group = 0, groups = 0, wide = 1;
     int bias = 0;               // of the weights' codes
-    int tile = 1;               // tokens of a tile; the last two share what is left for them
+    int tile = 1;               // tokens of a tile; the last one may have fewer
     uint32_t* data = nullptr;   // tile t begins at start(t) * steps
     float* scales = nullptr;    // at start(t) * groups
     int32_t* sums = nullptr;
 
     int64_t tiles() const { return (tokens + tile - 1) / tile; }
-    int64_t start(int64_t t) const {  // the first token of tile t
-        const int64_t n = tiles();
-        if (t >= n) return tokens;
-        return t + 1 < n || t == 0 ? t * tile : ((t - 1) * tile + tokens + 1) / 2;
-    }
+    int64_t start(int64_t t) const { return t * tile < tokens ? t * tile : tokens; }  // the first token of tile t
     int size(int64_t t) const { return (int)(start(t + 1) - start(t)); }
 };
 
