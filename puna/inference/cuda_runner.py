@@ -116,15 +116,16 @@ class CudaRunner:
         """A step of any kind, kernel by kernel."""
         buffers = Buffers(len(step.arrays["tokens"]), len(spans), step.arrays["table"].shape[1], self.device)
         buffers.send(step)
-        hidden = self._hidden(buffers, step.short, step.most_chunks, step.most_tiles, self._added(spans))
-        if step.rows is not None:
-            hidden = hidden[torch.from_numpy(step.rows).to(self.device)]
-        return self._llama.logits(hidden)
+        rows = None if step.rows is None else torch.from_numpy(step.rows).to(self.device)
+        added = self._added(spans)
+        return self._llama.logits(self._hidden(buffers, step.short, step.most_chunks, step.most_tiles, added, rows))
 
-    def _hidden(self, buffers: Buffers, short: int, chunks: int, tiles: int, added: Additions) -> Tensor:
+    def _hidden(
+        self, buffers: Buffers, short: int, chunks: int, tiles: int, added: Additions, rows: Tensor | None = None
+    ) -> Tensor:
         ragged = buffers.ragged(short=short, most_chunks=chunks, most_tiles=tiles)
         at = (buffers.views[name] for name in ("tokens", "positions", "slots"))
-        return self._llama.hidden(*at, self._keys, self._values, ragged, added)
+        return self._llama.hidden(*at, self._keys, self._values, ragged, added, rows)
 
     def _added(self, spans: Sequence[Span]) -> Additions:
         added: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}

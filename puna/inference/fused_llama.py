@@ -6,6 +6,8 @@
                 h = w2 . swiglu([w1; w3] . h)                     one product, one kernel, one product
                 x, h = x + h, and the next layer's norm
 
+In the last layer what follows attention is computed only for the tokens whose states are wanted.
+
 It has no weights of its own (`matrices.py`) and computes the same function; a test compares the two.
 """
 
@@ -79,8 +81,12 @@ class FusedLlama:
         values: Tensor,
         spans: Ragged,
         added: Additions,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """The normalised last hidden states (N, D); `keys`, `values` (L, blocks, block_tokens, K, E) are written."""
+        """The normalised last hidden states (N, D), or those of the tokens `rows` alone, in ascending order.
+
+        `keys`, `values` (L, blocks, block_tokens, K, E) are written for all tokens.
+        """
         angles = positions[:, None].float() * self.frequencies
         turn = angles.cos(), angles.sin()
         stream = self.model.tok_embeddings(tokens)
@@ -89,7 +95,13 @@ class FusedLlama:
         following = [layer.norms[0] for layer in self.layers[1:]] + [self.model.norm.weight]
         for layer, k, v, next_norm in zip(self.layers, keys, values, following):
             q = rotary_cache(layer.qkv(h, added), *turn, slots, k, v)
-            h = layer.out(paged_attention(q, k, v, spans).flatten(1), added)
+            only = rows if layer is self.layers[-1] else None
+            if only is not None and not len(only):
+                return stream[only]  # kernels take no empty batch
+            h = paged_attention(q, k, v, spans).flatten(1)
+            if only is not None:
+                h, stream, added = h[only], stream[only], _among(only, len(h), added)
+            h = layer.out(h, added)
             h, stream = rms_norm(h, layer.norms[1], eps, stream)
             h = layer.down(swiglu(layer.gate_up(h, added)), added)
             h, stream = rms_norm(h, next_norm, eps, stream)
@@ -98,3 +110,11 @@ class FusedLlama:
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) float32."""
         return self.output(hidden).to(torch.float32)
+
+
+def _among(rows: Tensor, tokens: int, added: Additions) -> Additions:
+    """`added`, of `tokens` tokens, where only `rows` of these are left."""
+    places = torch.full((tokens,), -1, device=rows.device)
+    places[rows] = torch.arange(len(rows), device=rows.device)
+    left = {name: [(places[at], a, b) for at, a, b in several] for name, several in added.items()}
+    return {name: [(at[at >= 0], a, b) for at, a, b in several] for name, several in left.items()}

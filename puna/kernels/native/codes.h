@@ -15,8 +15,8 @@
 // Several tokens share what is spread of their codes over as many blocks of rows as the registers hold sums of
 // (`blocks_for` in simd.h): with one block each dot product has a load of its own, and loads are then what there is too
 // little of. A lone token's products wait for memory and for nothing else. They go through the blocks one by one, so that
-// a thread reads one stream from its first chunk to its last, and ask for what comes LEAD bytes later. The tiles ask for
-// the next chunk while they multiply the last time by this one.
+// a thread reads one stream from its first chunk to its last, and ask for what comes LEAD bytes later. The last
+// tiles ask for the next chunk while they multiply by this one: few lines each, so that they do not wait for them.
 
 #pragma once
 #include "matrix.h"
@@ -71,10 +71,10 @@ INLINE void half_unit(const uint8_t* unit, int64_t block, const uint8_t* lower, 
     }
 }
 
-// Blocks b to b + B - 1 of 16 rows times tile t, into y (M, CHUNK). `ahead`: how far behind the codes lies what will be
-// read next, in bytes; 0 for nothing.
-template <Kind KIND, bool OFFSETS, int B, int M, int UNITS>
-INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a, int64_t t, int64_t ahead, float* out) {
+// Blocks b to b + B - 1 of 16 rows times tile t, into y (M, CHUNK). `soon`: what is to be asked for meanwhile, or null:
+// ALL of as many blocks, line by line as these are read; or half as many bytes, one after the other.
+template <Kind KIND, bool OFFSETS, int B, int M, int UNITS, bool ALL>
+__attribute__((noinline)) void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a, int64_t t, const uint8_t* soon, float* out) {
     const int64_t groups = a.groups, units = UNITS ? UNITS : w.group / 16, block = w.block_bytes(groups);
     const int64_t lower_block = KIND == SPLIT ? groups * w.group_bytes() : 0;
     const uint32_t* x = a.data + a.start(t) * a.steps;
@@ -84,6 +84,7 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
     const uint8_t* codes = w.data + b0 * block;
     const uint8_t* lower = KIND == SPLIT ? w.lower(b0) : nullptr;
     const uint8_t* line = codes;
+    const int64_t ahead = soon - codes;
     F y[B][M];  // the sums; with 4-bit codes, parts of them
     for (int b = 0; b < B; b++)
         for (int m = 0; m < M; m++) {
@@ -100,9 +101,13 @@ INLINE void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a,
             for (int b = 0; b < B; b++) s[b][m] = start;
         }
         for (int64_t unit = 0; unit < units; unit++, codes += unit_bytes(KIND), x += 4 * M) {
-            if (ahead)
-                for (int b = 0; b < B; b++)
-                    for (int i = 0; i < unit_bytes(KIND); i += 64) ask_later(codes + b * block + ahead + i);
+            if (soon) {
+                constexpr int some = B * unit_bytes(KIND) / 2;
+                for (int b = 0; b < B && ALL; b++)
+                    for (int i = 0; i < unit_bytes(KIND); i += 64) ask_later(codes + ahead + b * block + i);
+                for (int i = 0; i < some && !ALL; i += 64) ask_later(soon + i);
+                soon += some;
+            }
             half_unit<KIND, 0, B, M>(codes, block, lower, lower_block, x, s);
             half_unit<KIND, 1, B, M>(codes, block, lower, lower_block, x, s);
             if constexpr (KIND == SPLIT) lower += 128;

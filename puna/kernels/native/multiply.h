@@ -37,11 +37,15 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
         for (int b = 0; b < 4; b++) store(y + b * LANES, block_times_token<KIND, OFFSETS>(w, 4 * c + b, a, t));
     } else if constexpr (KIND >= INT8) {
         constexpr int B = blocks_for(M);
-        const bool last = t + 1 == a.tiles() && c + 1 < w.chunks();
-        const int64_t ahead = last ? 4 * w.block_bytes(a.groups) : 0;
+        const bool all = a.tiles() == 1;
+        const int64_t blocks = 4 * a.tiles(), askers = blocks < 9 ? blocks : 9;  // that ask for the next chunk, the last ones
         for (int b = 0; b < 4; b += B) {
-            if (w.group == 32) blocks_times_tile<KIND, OFFSETS, B, M, 2>(w, 4 * c + b, a, t, ahead, y + b * LANES);
-            else blocks_times_tile<KIND, OFFSETS, B, M, 0>(w, 4 * c + b, a, t, ahead, y + b * LANES);
+            const int64_t asker = 4 * t + b - (blocks - askers);
+            const uint8_t* soon = nullptr;
+            if (asker >= 0 && c + 1 < w.chunks()) soon = w.chunk(c + 1) + asker * 4 * w.block_bytes(a.groups) / askers;
+            const auto work = w.group != 32 ? all ? blocks_times_tile<KIND, OFFSETS, B, M, 0, true> : blocks_times_tile<KIND, OFFSETS, B, M, 0, false>
+                                            : all ? blocks_times_tile<KIND, OFFSETS, B, M, 2, true> : blocks_times_tile<KIND, OFFSETS, B, M, 2, false>;
+            work(w, 4 * c + b, a, t, soon, y + b * LANES);
         }
     } else {
         F r[M][4];
