@@ -74,7 +74,8 @@ INLINE void half_unit(const uint8_t* unit, int64_t block, const uint8_t* lower, 
 // Blocks b to b + B - 1 of 16 rows times tile t, into y (M, CHUNK). `soon`: what is to be asked for meanwhile, or null:
 // ALL of as many blocks, line by line as these are read; or half as many bytes, one after the other.
 template <Kind KIND, bool OFFSETS, int B, int M, int UNITS, bool ALL>
-__attribute__((noinline)) void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a, int64_t t, const uint8_t* soon, float* out) {
+__attribute__((noinline)) void blocks_times_tile(const Matrix& w, int64_t b0, const Activations& a, int64_t t,
+                                                 const uint8_t* soon, float* out) {
     const int64_t groups = a.groups, units = UNITS ? UNITS : w.group / 16, block = w.block_bytes(groups);
     const int64_t lower_block = KIND == SPLIT ? groups * w.group_bytes() : 0;
     const uint32_t* x = a.data + a.start(t) * a.steps;
@@ -84,7 +85,7 @@ __attribute__((noinline)) void blocks_times_tile(const Matrix& w, int64_t b0, co
     const uint8_t* codes = w.data + b0 * block;
     const uint8_t* lower = KIND == SPLIT ? w.lower(b0) : nullptr;
     const uint8_t* line = codes;
-    const int64_t ahead = soon - codes;
+    const int64_t ahead = soon ? soon - codes : 0;
     F y[B][M];  // the sums; with 4-bit codes, parts of them
     for (int b = 0; b < B; b++)
         for (int m = 0; m < M; m++) {

@@ -37,15 +37,18 @@ INLINE void chunk_times_tile(const Matrix& w, int64_t c, const Activations& a, i
         for (int b = 0; b < 4; b++) store(y + b * LANES, block_times_token<KIND, OFFSETS>(w, 4 * c + b, a, t));
     } else if constexpr (KIND >= INT8) {
         constexpr int B = blocks_for(M);
-        const bool all = a.tiles() == 1;
-        const int64_t blocks = 4 * a.tiles(), askers = blocks < 9 ? blocks : 9;  // that ask for the next chunk, the last ones
+        using Blocks = void (*)(const Matrix&, int64_t, const Activations&, int64_t, const uint8_t*, float*);
+        constexpr Blocks ways[2][2] = {
+            {blocks_times_tile<KIND, OFFSETS, B, M, 0, false>, blocks_times_tile<KIND, OFFSETS, B, M, 0, true>},
+            {blocks_times_tile<KIND, OFFSETS, B, M, 2, false>, blocks_times_tile<KIND, OFFSETS, B, M, 2, true>},
+        };
+        // Who asks for the next chunk: the last ones of all blocks times tiles. Half a block each: eight, and one for the scales.
+        const int64_t blocks = 4 * a.tiles(), askers = blocks < 9 ? blocks : 9;
         for (int b = 0; b < 4; b += B) {
             const int64_t asker = 4 * t + b - (blocks - askers);
             const uint8_t* soon = nullptr;
             if (asker >= 0 && c + 1 < w.chunks()) soon = w.chunk(c + 1) + asker * 4 * w.block_bytes(a.groups) / askers;
-            const auto work = w.group != 32 ? all ? blocks_times_tile<KIND, OFFSETS, B, M, 0, true> : blocks_times_tile<KIND, OFFSETS, B, M, 0, false>
-                                            : all ? blocks_times_tile<KIND, OFFSETS, B, M, 2, true> : blocks_times_tile<KIND, OFFSETS, B, M, 2, false>;
-            work(w, 4 * c + b, a, t, soon, y + b * LANES);
+            ways[w.group == 32][a.tiles() == 1](w, 4 * c + b, a, t, soon, y + b * LANES);
         }
     } else {
         F r[M][4];
