@@ -15,7 +15,7 @@
 #pragma once
 #include "matrix.h"
 #include "simd.h"
-#include "weave.h"
+#include "transpose.h"
 
 namespace PUNA_NAMESPACE {
 using namespace puna;
@@ -233,7 +233,7 @@ INLINE void begin(const Attend& a, int64_t row, Rows& r) {
         r.most[m] = -INFINITE, store(r.total[m], zero());
         r.last = r.position[m] > r.last ? r.position[m] : r.last;
     }
-    weave<M>(rows, steps, steps, r.q);
+    transpose<M>(rows, steps, steps, r.q);
     memset(r.sums, 0, M * E * sizeof(float));
 }
 

@@ -6,7 +6,7 @@
 #include "matrix.h"
 #include "packed.h"
 #include "simd.h"
-#include "weave.h"
+#include "transpose.h"
 
 namespace PUNA_NAMESPACE {
 using namespace puna;
@@ -257,7 +257,7 @@ inline void prepare(Activations& a, int64_t t, const float* x, int64_t stride, i
         else if (a.brain) to_pairs(from, filled, to);
         else memcpy(to, from, a.steps * 4);
     }
-    weave_some<(TILE_Q > TILE_F ? TILE_Q : TILE_F)>(size, steps, line, a.steps, a.data + first * a.steps);
+    transpose_some<(TILE_Q > TILE_F ? TILE_Q : TILE_F)>(size, steps, line, a.steps, a.data + first * a.steps);
 }
 
 // One of four 6-bit codes, as it is stored, of a lane's byte in the three lines at `codes`.
